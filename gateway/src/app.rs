@@ -1,0 +1,207 @@
+//! The gateway's life: connect, wait for the topology, serve, drain.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use async_nats::{
+    Client,
+    jetstream::{Context, context::ContextBuilder},
+};
+use futures::StreamExt;
+use herald_proto::{broker, subject, topology::Topology};
+use tokio::{net::TcpListener, time::MissedTickBehavior};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    auth::Authenticator,
+    config::Config,
+    contacts::Contacts,
+    cursors::Cursors,
+    error::Error,
+    leases::Leases,
+    log::EventLog,
+    presence::{Announcer, Presence},
+    publisher::Publisher,
+    registry::Registry,
+    routes,
+    session::Shared,
+};
+
+/// How long a publish waits for its confirmation.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(3);
+/// How often to look for a topology that no worker has written yet.
+const TOPOLOGY_PAUSE: Duration = Duration::from_millis(250);
+/// Users whose logs are compared in one request.
+const SWEEP_CHUNK: usize = 256;
+
+/// Runs a gateway on `listener` until `stop`, then drains it.
+///
+/// # Errors
+/// If it can't start: the broker can't be reached, the keys can't be read.
+pub async fn run(
+    config: Config,
+    listener: TcpListener,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    config.validate().map_err(anyhow::Error::msg)?;
+    let authenticator = Arc::new(Authenticator::new(&config.auth).await?);
+    let gateway: Arc<str> = config.gateway_id.clone().unwrap_or_else(default_id).into();
+    let client = broker::connect(&config.broker, &format!("herald-gateway {gateway}")).await?;
+    let jetstream = ContextBuilder::new()
+        .ack_timeout(PUBLISH_TIMEOUT)
+        .timeout(PUBLISH_TIMEOUT)
+        .max_ack_inflight(config.limits.max_publishes)
+        .backpressure_on_inflight(true)
+        .build(client.clone());
+    let Some(topology) = topology(&jetstream, &stop).await else { return Ok(()) };
+
+    let gone = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    let log = EventLog::open(client.clone(), jetstream.clone(), topology).await?;
+    let registry = Registry::new(client.clone(), gateway.clone(), config.limits.max_sessions);
+    let presence = Presence::new(config.grace);
+    let leases = Leases::open(&jetstream, &gateway, config.lease, config.grace).await?;
+    let cursors = Cursors::new();
+    let flusher = cursors.clone();
+    let flushed = tokio::spawn({
+        let (log, gone) = (log.clone(), gone.clone());
+        async move { flusher.flush_until(log, gone).await }
+    });
+    let announcer = Announcer {
+        presence: presence.clone(),
+        client: client.clone(),
+        gateway: gateway.clone(),
+        sessions: Announcer::bucket(&jetstream).await?,
+        log: log.clone(),
+        contacts: Contacts::new(client.clone()),
+        leases: leases.clone(),
+    };
+    tasks.spawn(leases.clone().watch(gone.clone()));
+    tasks.spawn(announcer.run(stop.clone()));
+    tasks.spawn(replies(client.clone(), gateway.clone(), registry.clone(), gone.clone()));
+    tasks.spawn(sweep(log.clone(), registry.clone(), config.sweep, stop.clone()));
+    let shared = Arc::new(Shared {
+        gateway: gateway.clone(),
+        limits: config.limits.clone(),
+        client: client.clone(),
+        log,
+        cursors,
+        publisher: Publisher::start(
+            client.clone(),
+            jetstream,
+            topology,
+            config.limits.max_publishes,
+        ),
+        registry: registry.clone(),
+        presence: presence.clone(),
+        drain: stop.clone(),
+    });
+    let router = routes::router(routes::App { shared, authenticator });
+    tracing::info!(server.address = %listener.local_addr()?, herald.gateway = %gateway, "serving");
+    let server =
+        axum::serve(listener, router).with_graceful_shutdown(gone.clone().cancelled_owned());
+    let server = tokio::spawn(server.into_future());
+
+    stop.cancelled().await;
+    tracing::info!(herald.sessions = registry.len(), "draining");
+    presence.drain();
+    if let Err(error) = leases.drain().await {
+        tracing::warn!(%error, "the lease runs out by itself");
+    }
+    let drained = tokio::time::timeout(config.drain_timeout, async {
+        while !registry.is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    if drained.await.is_err() {
+        tracing::warn!(herald.sessions = registry.len(), "sessions had to be cut");
+    }
+    gone.cancel();
+    tasks.close();
+    let rest = async { tokio::join!(flushed, tasks.wait()) };
+    if tokio::time::timeout(PUBLISH_TIMEOUT, rest).await.is_err() {
+        tracing::warn!("not everything was finished in time; devices may get events again");
+    }
+    server.abort();
+    if let Err(error) = client.flush().await {
+        tracing::warn!(%error, "the last messages to the broker may be lost");
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// The host's name, so that people know which, and a random part, so that no two starts share an id.
+fn default_id() -> String {
+    let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "gateway".into());
+    let host: String = host.chars().filter(char::is_ascii).take(48).collect();
+    format!("{host}-{:08x}", fastrand::u32(..))
+}
+
+/// Waits for the topology, which the first worker writes after it has created everything else.
+async fn topology(jetstream: &Context, stop: &CancellationToken) -> Option<Topology> {
+    let mut said = false;
+    loop {
+        match read_topology(jetstream).await {
+            Ok(topology) => return Some(topology),
+            Err(error) if !said => {
+                said = true;
+                tracing::info!(%error, "waiting for the first worker to set the broker up");
+            }
+            Err(_) => {}
+        }
+        tokio::select! {
+            () = tokio::time::sleep(TOPOLOGY_PAUSE) => {}
+            () = stop.cancelled() => return None,
+        }
+    }
+}
+
+async fn read_topology(jetstream: &Context) -> anyhow::Result<Topology> {
+    let bucket = jetstream.get_key_value(subject::TOPOLOGY).await?;
+    let stored = bucket.get(subject::TOPOLOGY_KEY).await?.context("there is no topology yet")?;
+    Ok(serde_json::from_slice(&stored)?)
+}
+
+/// Hands workers' replies out until told to stop.
+async fn replies(client: Client, gateway: Arc<str>, registry: Registry, stop: CancellationToken) {
+    loop {
+        match client.subscribe(subject::reply(&gateway)).await {
+            Ok(replies) => {
+                replies
+                    .take_until(stop.cancelled())
+                    .for_each(async |message| registry.replies(&message))
+                    .await;
+            }
+            Err(error) => tracing::error!(%error, "can't subscribe to replies, trying again"),
+        }
+        if stop.is_cancelled() {
+            return;
+        }
+        tokio::time::sleep(TOPOLOGY_PAUSE).await;
+    }
+}
+
+/// Compares sessions with their logs now and then: a live event can be lost, and then the log knows more.
+async fn sweep(log: EventLog, registry: Registry, every: Duration, stop: CancellationToken) {
+    let mut tick = tokio::time::interval(every);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = stop.cancelled() => return,
+        }
+        if let Err(error) = sweep_once(&log, &registry).await {
+            tracing::warn!(%error, "logs can't be compared, trying again");
+        }
+    }
+}
+
+async fn sweep_once(log: &EventLog, registry: &Registry) -> Result<(), Error> {
+    log.refresh().await?;
+    for users in registry.users().chunks(SWEEP_CHUNK) {
+        for (user, last) in log.last_events(users).await? {
+            registry.tail(&user, last);
+        }
+    }
+    Ok(())
+}

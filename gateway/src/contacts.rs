@@ -1,0 +1,66 @@
+//! Whom a user shares a chat with: asked of the workers, remembered for a short while, bounded.
+
+use std::{sync::Arc, time::Duration};
+
+use async_nats::Client;
+use herald_proto::{UserId, subject, wire};
+use moka::future::Cache;
+
+use crate::error::Error;
+
+/// Contact look-ups. Clones share the cache.
+#[derive(Clone)]
+pub struct Contacts {
+    client: Client,
+    cache: Cache<UserId, Arc<[UserId]>>,
+}
+
+/// Users whose contacts are remembered.
+const CAPACITY: u64 = 10_000;
+/// How long: a chat that is younger may miss a presence event.
+const REMEMBERED: Duration = Duration::from_secs(10);
+const TRIES: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(200);
+
+impl Contacts {
+    /// Nothing known yet.
+    pub fn new(client: Client) -> Self {
+        let cache = Cache::builder().max_capacity(CAPACITY).time_to_live(REMEMBERED).build();
+        Self { client, cache }
+    }
+
+    /// The user's contacts; none if the workers don't answer for some time, which is logged.
+    pub async fn of(&self, user: &UserId) -> Arc<[UserId]> {
+        match self.cache.try_get_with(user.clone(), self.ask(user)).await {
+            Ok(contacts) => contacts,
+            Err(error) => {
+                tracing::warn!(%error, "contacts can't be looked up, they miss a presence event");
+                Arc::default()
+            }
+        }
+    }
+
+    async fn ask(&self, user: &UserId) -> Result<Arc<[UserId]>, Error> {
+        let mut pause = PAUSE;
+        let mut tries = 1;
+        loop {
+            match self.ask_once(user).await {
+                Err(error) if tries < TRIES => {
+                    tracing::debug!(%error, "asking for contacts again");
+                    tokio::time::sleep(pause).await;
+                    pause *= 2;
+                    tries += 1;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    async fn ask_once(&self, user: &UserId) -> Result<Arc<[UserId]>, Error> {
+        let answer = self.client.request(subject::CONTACTS, user.as_str().to_owned().into()).await;
+        let answer = answer.map_err(Error::broker("ask for contacts"))?;
+        let wire::Contacts(contacts) =
+            serde_json::from_slice(&answer.payload).map_err(|_| Error::Unreadable("contacts"))?;
+        Ok(contacts.into())
+    }
+}

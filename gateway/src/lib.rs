@@ -1,0 +1,24 @@
+//! Herald's gateway: terminates WebSockets, authenticates, publishes clients' requests to `FRAMES`, returns answers,
+//! delivers users' events and sends again what is not acked. It keeps nothing: a session can go on at any gateway.
+//!
+//! ```text
+//! routes ─▶ auth
+//!    └────▶ session (one task a connection) ─▶ state (the rules, pure) ─▶ window
+//!              │    ▲
+//!              │    └── inbox ◀── registry ◀── live taps, replies, sweep
+//!              └─▶ publisher ─▶ FRAMES,  log ─▶ EVENTS, CURSORS,  presence ─▶ SESSIONS, LEASES
+//! ```
+
+pub mod app;
+pub mod auth;
+pub mod config;
+pub mod contacts;
+pub mod cursors;
+pub mod error;
+pub mod leases;
+pub mod log;
+pub mod presence;
+pub mod publisher;
+pub mod registry;
+pub mod routes;
+pub mod session;

@@ -1,0 +1,359 @@
+//! Users' event logs and devices' cursors, as the broker keeps them.
+//!
+//! Logs are read by batched direct gets (ADR-31), which any replica may answer: a read can lag behind a live event, so
+//! a session subscribes first, reads then, and merges by id.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_nats::{
+    Client, StatusCode,
+    jetstream::{Context, kv},
+};
+use bytes::Bytes;
+use futures::StreamExt;
+use herald_proto::{DeviceId, EventId, UserId, header, subject, topology::Topology};
+use serde::Serialize;
+
+use crate::{error::Error, session::Fetched};
+
+/// The logs. Clones share everything.
+#[derive(Clone)]
+pub struct EventLog {
+    client: Client,
+    jetstream: Context,
+    cursors: kv::Store,
+    topology: Topology,
+    /// For each event stream a sequence that it has reached: where a device without any event begins.
+    reached: Arc<[AtomicU64]>,
+}
+
+#[derive(Serialize, Default)]
+struct DirectGet<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seq: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_by_subj: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_by_subj: Option<&'a str>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    multi_last: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    batch: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_bytes: Option<usize>,
+}
+
+/// A message of a stream, as a direct get returns it.
+struct Stored {
+    subject: String,
+    sequence: u64,
+    is_removed: bool,
+    payload: Bytes,
+}
+
+/// A key of a bucket.
+#[derive(Debug, Clone)]
+pub struct BucketKey {
+    /// The key.
+    pub key: String,
+    /// The revision of its value, or of its removal.
+    pub revision: u64,
+    /// Whether it was removed.
+    pub is_removed: bool,
+}
+
+/// How long an answer, or the next message of one, may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The most bytes read from a log at once.
+const MAX_BYTES: usize = 256 * 1024;
+/// The most subjects of which the broker returns the last message at once (ADR-31).
+const MULTI_LAST: usize = 1024;
+
+impl EventLog {
+    /// The logs on this connection.
+    ///
+    /// # Errors
+    /// If the streams or buckets are missing.
+    pub async fn open(
+        client: Client,
+        jetstream: Context,
+        topology: Topology,
+    ) -> Result<Self, Error> {
+        let cursors = jetstream
+            .get_key_value(subject::CURSORS)
+            .await
+            .map_err(Error::broker("open CURSORS"))?;
+        let reached = (0..topology.event_streams).map(|_| AtomicU64::new(0)).collect();
+        let log = Self { client, jetstream, cursors, topology, reached };
+        log.refresh().await?;
+        Ok(log)
+    }
+
+    /// Learns how far the streams are.
+    ///
+    /// # Errors
+    /// If the broker does not tell.
+    pub async fn refresh(&self) -> Result<(), Error> {
+        for (stream, reached) in (0..).zip(self.reached.iter()) {
+            let info = self.jetstream.get_stream(subject::events(stream)).await;
+            let last = info
+                .map_err(Error::broker("get an event stream"))?
+                .cached_info()
+                .state
+                .last_sequence;
+            reached.fetch_max(last, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Up to where a device has acked everything. A device never seen before begins after the user's last event.
+    ///
+    /// # Errors
+    /// If the broker fails.
+    pub async fn cursor(&self, user: &UserId, device: &DeviceId) -> Result<EventId, Error> {
+        let key = subject::cursor_key(user, device);
+        if let Some(value) = self.cursors.get(&key).await.map_err(Error::broker("read a cursor"))? {
+            return parse_cursor(&value);
+        }
+        let begin = self.last_event(user).await?.unwrap_or_else(|| self.reached(user));
+        match self.cursors.create(&key, begin.to_string().into()).await {
+            Ok(_) => Ok(begin),
+            // The read above may have been answered by a replica that lags: the leader knows better.
+            Err(error) if error.kind() == kv::CreateErrorKind::AlreadyExists => {
+                let subject = format!("{}{key}", self.cursors.prefix);
+                let stored = self.cursors.stream.get_last_raw_message_by_subject(&subject).await;
+                parse_cursor(&stored.map_err(Error::broker("read a cursor"))?.payload)
+            }
+            Err(error) => Err(Error::broker("create a cursor")(error)),
+        }
+    }
+
+    fn reached(&self, user: &UserId) -> EventId {
+        let stream = usize::from(self.topology.event_stream(user));
+        EventId(self.reached.get(stream).map_or(0, |reached| reached.load(Ordering::Relaxed)))
+    }
+
+    async fn last_event(&self, user: &UserId) -> Result<Option<EventId>, Error> {
+        let subjects = [self.topology.event_subject(user)];
+        let request = DirectGet { multi_last: &subjects, batch: Some(1), ..DirectGet::default() };
+        let found = self.get(&subject::events(self.topology.event_stream(user)), &request).await?;
+        Ok(found.first().map(|last| EventId(last.sequence)))
+    }
+
+    /// Stores a cursor.
+    ///
+    /// # Errors
+    /// If the broker does not confirm it.
+    pub async fn store_cursor(&self, key: &str, cursor: EventId) -> Result<(), Error> {
+        let stored = self.cursors.put(key, cursor.to_string().into()).await;
+        stored.map(drop).map_err(Error::broker("store a cursor"))
+    }
+
+    /// Reads up to `limit` events after `after`.
+    ///
+    /// # Errors
+    /// If the broker fails.
+    pub async fn fetch(
+        &self,
+        user: &UserId,
+        after: EventId,
+        limit: usize,
+    ) -> Result<Fetched, Error> {
+        let (subject, stream) =
+            (self.topology.event_subject(user), self.topology.event_stream(user));
+        // From the event itself on: its presence proves that nothing after it was dropped.
+        let request = DirectGet {
+            seq: Some(after.0.max(1)),
+            next_by_subj: Some(&subject),
+            batch: Some(limit + 2),
+            max_bytes: Some(MAX_BYTES),
+            ..DirectGet::default()
+        };
+        let mut found = self.get(&subject::events(stream), &request).await?;
+        let is_there = found.first().is_some_and(|first| first.sequence == after.0);
+        let resync = if is_there || self.reaches_back(&subject, stream, after).await? {
+            None
+        } else {
+            let first = found.first().map(|first| EventId(first.sequence - 1));
+            let place = first.unwrap_or_else(|| self.reached(user));
+            tracing::warn!(
+                event.id = after.0,
+                herald.place = place.0,
+                "a log no longer reaches back to a cursor: resync"
+            );
+            Some(place)
+        };
+        if is_there {
+            found.remove(0);
+        }
+        let more = found.len() > limit;
+        found.truncate(limit);
+        let events =
+            found.into_iter().map(|event| (EventId(event.sequence), event.payload)).collect();
+        Ok(Fetched { events, more, resync })
+    }
+
+    /// Whether everything after `after` is still there, although `after` itself is not an event of this user: nothing
+    /// was dropped for its age after it, and nothing for the user's number of events.
+    async fn reaches_back(
+        &self,
+        event_subject: &str,
+        stream: u16,
+        after: EventId,
+    ) -> Result<bool, Error> {
+        let stream = self.jetstream.get_stream(subject::events(stream)).await;
+        let stream = stream.map_err(Error::broker("get an event stream"))?;
+        let info = stream.cached_info();
+        if info.state.first_sequence > after.0 + 1 || info.state.last_sequence < after.0 {
+            return Ok(false);
+        }
+        let limit = info.config.max_messages_per_subject;
+        if limit <= 0 {
+            return Ok(true);
+        }
+        let mut counts = stream
+            .info_with_subjects(event_subject)
+            .await
+            .map_err(Error::broker("count a user's events"))?;
+        match counts.next().await {
+            Some(Ok((_, count))) => Ok(i64::try_from(count).is_ok_and(|count| count < limit)),
+            Some(Err(error)) => Err(Error::broker("count a user's events")(error)),
+            None => Ok(true),
+        }
+    }
+
+    /// The id of the last event of each of these users that has one.
+    ///
+    /// # Errors
+    /// If the broker fails.
+    pub async fn last_events(&self, users: &[UserId]) -> Result<Vec<(UserId, EventId)>, Error> {
+        let mut last = Vec::new();
+        for stream in 0..self.topology.event_streams {
+            let of_stream: Vec<&UserId> =
+                users.iter().filter(|user| self.topology.event_stream(user) == stream).collect();
+            if of_stream.is_empty() {
+                continue;
+            }
+            let by_subject: std::collections::HashMap<String, &UserId> = of_stream
+                .into_iter()
+                .map(|user| (self.topology.event_subject(user), user))
+                .collect();
+            let subjects: Vec<String> = by_subject.keys().cloned().collect();
+            let request = DirectGet {
+                multi_last: &subjects,
+                batch: Some(subjects.len()),
+                ..DirectGet::default()
+            };
+            for found in self.get(&subject::events(stream), &request).await? {
+                if let Some(user) = by_subject.get(&found.subject) {
+                    last.push(((*user).clone(), EventId(found.sequence)));
+                }
+            }
+        }
+        Ok(last)
+    }
+
+    /// What a bucket has under these keys, which may hold wildcards. Removed keys show while their mark lasts.
+    ///
+    /// # Errors
+    /// If the broker fails.
+    pub async fn last_of_bucket(
+        &self,
+        bucket: &str,
+        keys: &[String],
+    ) -> Result<Vec<BucketKey>, Error> {
+        let prefix = format!("$KV.{bucket}.");
+        let subjects: Vec<String> = keys.iter().map(|key| format!("{prefix}{key}")).collect();
+        let request =
+            DirectGet { multi_last: &subjects, batch: Some(MULTI_LAST), ..DirectGet::default() };
+        let found = self.get(&format!("KV_{bucket}"), &request).await?;
+        let key = |stored: Stored| {
+            let key = stored.subject.strip_prefix(&prefix)?.to_owned();
+            Some(BucketKey { key, revision: stored.sequence, is_removed: stored.is_removed })
+        };
+        Ok(found.into_iter().filter_map(key).collect())
+    }
+
+    /// The same for a wildcard that matches any number of keys.
+    ///
+    /// # Errors
+    /// If the broker fails.
+    pub async fn keys_of_bucket(
+        &self,
+        bucket: &kv::Store,
+        filter: &str,
+    ) -> Result<Vec<BucketKey>, Error> {
+        let subjects = bucket.stream.info_with_subjects(format!("{}{filter}", bucket.prefix)).await;
+        let mut subjects = subjects.map_err(Error::broker("list a bucket's keys"))?;
+        let mut names = Vec::new();
+        while let Some(subject) = subjects.next().await {
+            let (subject, _) = subject.map_err(Error::broker("list a bucket's keys"))?;
+            names.extend(subject.strip_prefix(&bucket.prefix).map(ToOwned::to_owned));
+        }
+        let mut keys = Vec::with_capacity(names.len());
+        for some in names.chunks(MULTI_LAST / 2) {
+            keys.extend(self.last_of_bucket(&bucket.name, some).await?);
+        }
+        Ok(keys)
+    }
+
+    async fn get(&self, stream: &str, request: &DirectGet<'_>) -> Result<Vec<Stored>, Error> {
+        const WHAT: &str = "read a log";
+        let inbox = self.client.new_inbox();
+        let mut answers =
+            self.client.subscribe(inbox.clone()).await.map_err(Error::broker(WHAT))?;
+        let body = serde_json::to_vec(request).map_err(|_| Error::Unreadable("a direct get"))?;
+        let api = format!("$JS.API.DIRECT.GET.{stream}");
+        self.client
+            .publish_with_reply(api, inbox, body.into())
+            .await
+            .map_err(Error::broker(WHAT))?;
+        let mut found = Vec::new();
+        loop {
+            let answer = tokio::time::timeout(PATIENCE, answers.next())
+                .await
+                .map_err(|_| Error::Silent(WHAT))?;
+            let Some(answer) = answer else { return Err(Error::Silent(WHAT)) };
+            match answer.status {
+                None | Some(StatusCode::OK) => found.push(stored(answer)?),
+                // End of batch, and nothing found.
+                Some(status) if status.as_u16() == 204 || status == StatusCode::NOT_FOUND => {
+                    return Ok(found);
+                }
+                Some(status) => {
+                    let why = format!("{status} {}", answer.description.unwrap_or_default());
+                    return Err(Error::broker(WHAT)(why));
+                }
+            }
+        }
+    }
+}
+
+fn parse_cursor(value: &[u8]) -> Result<EventId, Error> {
+    std::str::from_utf8(value)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .map(EventId)
+        .ok_or(Error::Unreadable("a cursor"))
+}
+
+fn stored(message: async_nats::Message) -> Result<Stored, Error> {
+    let headers = message.headers.as_ref().ok_or(Error::Unreadable("a stored message"))?;
+    Ok(Stored {
+        subject: headers
+            .get(async_nats::header::NATS_SUBJECT)
+            .map(ToString::to_string)
+            .ok_or(Error::Unreadable("a stored message"))?,
+        sequence: header::number(headers, async_nats::header::NATS_SEQUENCE)
+            .ok_or(Error::Unreadable("a stored message"))?,
+        is_removed: headers.get("KV-Operation").is_some()
+            || headers.get("Nats-Marker-Reason").is_some(),
+        payload: message.payload,
+    })
+}

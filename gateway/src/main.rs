@@ -1,0 +1,29 @@
+//! `herald-gateway`: terminates clients' WebSockets.
+
+use anyhow::Context;
+use clap::Parser;
+use herald_gateway::{
+    app,
+    config::{Config, LogFormat},
+};
+use herald_proto::{signal, telemetry};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let config = Config::parse();
+    let format = match config.log_format {
+        LogFormat::Pretty => telemetry::LogFormat::Pretty,
+        LogFormat::Json => telemetry::LogFormat::Json,
+    };
+    let _telemetry = telemetry::init("herald-gateway", &config.log, format)
+        .map_err(anyhow::Error::from_boxed)
+        .context("--log")?;
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("--listen {}", config.listen))?;
+    let stop = CancellationToken::new();
+    tokio::spawn(signal::cancel_on_signal(stop.clone()));
+    app::run(config, listener, stop).await
+}

@@ -1,0 +1,359 @@
+//! One client's session: a task that owns the socket, the ack window and the cursor. Its rules are in [`state`]; here
+//! is what they act on.
+
+use std::{sync::Arc, time::Instant};
+
+use axum::extract::ws::{CloseFrame, Message, WebSocket};
+use futures::{SinkExt, StreamExt, future::OptionFuture};
+use herald_proto::{
+    Chat, CloseCode, DeviceId, UserId,
+    clock::now_ms,
+    frame::{Event, EventBody},
+    payload::Typing,
+    subject,
+    wire::{Command, Signal},
+};
+use serde_json::value::to_raw_value;
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::Limits,
+    cursors::Cursors,
+    error::Error,
+    log::EventLog,
+    presence::Presence,
+    publisher::Publisher,
+    registry::{Registry, Seat},
+};
+
+pub mod bucket;
+pub mod inbox;
+pub mod state;
+pub mod window;
+
+pub use inbox::{Delivery, Inbox};
+pub use state::{Fetched, Output, State};
+
+/// What all sessions of a gateway share.
+pub struct Shared {
+    /// The gateway's name.
+    pub gateway: Arc<str>,
+    /// What a client may do.
+    pub limits: Limits,
+    /// The connection, for signals.
+    pub client: async_nats::Client,
+    /// The logs.
+    pub log: EventLog,
+    /// Where cursors are stored.
+    pub cursors: Cursors,
+    /// Where requests go.
+    pub publisher: Publisher,
+    /// Where sessions are found.
+    pub registry: Registry,
+    /// Who is told that users come and go.
+    pub presence: Presence,
+    /// Cancelled when the gateway drains.
+    pub drain: CancellationToken,
+}
+
+/// Who a client is.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// The user.
+    pub user: UserId,
+    /// The device.
+    pub device: DeviceId,
+    /// When the client's token expires, if it does.
+    pub expires_at: Option<Instant>,
+}
+
+/// A session under way.
+struct Session {
+    shared: Arc<Shared>,
+    identity: Identity,
+    socket: WebSocket,
+    seat: Seat,
+    state: State,
+    is_present: bool,
+}
+
+/// The longest hint after which a client of a restarting gateway reconnects, in milliseconds: spreads them.
+const RECONNECT_SPREAD: u64 = 5000;
+
+/// Serves a client until it goes, or has to.
+pub async fn run(shared: Arc<Shared>, mut socket: WebSocket, identity: Identity) {
+    match open(&shared, &identity).await {
+        Ok((seat, state)) => {
+            let mut session = Session { shared, identity, socket, seat, state, is_present: true };
+            session.shared.presence.opened(&session.identity.user);
+            let close = session.serve().await;
+            session.end(close).await;
+        }
+        Err(error) => {
+            tracing::warn!(%error, "a session can't begin");
+            close(&mut socket, error.close_code(), error.to_string(), shared.limits.write_timeout)
+                .await;
+        }
+    }
+}
+
+/// Subscribes first and reads then: an event in between is heard live.
+async fn open(shared: &Shared, identity: &Identity) -> Result<(Seat, State), Error> {
+    let opened_at = now_ms();
+    let seat = shared.registry.join(&identity.user, &identity.device, opened_at).await?;
+    let signal = Signal::Opened {
+        device: identity.device.clone(),
+        at: opened_at,
+        gateway: shared.gateway.to_string(),
+        session: seat.id,
+    };
+    shared.signal(&identity.user, &signal).await;
+    let cursor = shared.log.cursor(&identity.user, &identity.device).await?;
+    let (limits, now) = (shared.limits.clone(), Instant::now());
+    Ok((seat, State::new(identity.user.clone(), limits, cursor, identity.expires_at, now)))
+}
+
+impl Shared {
+    async fn typing(&self, user: UserId, peer: &UserId) {
+        let event = Event::new(now_ms(), EventBody::Typing(Typing { chat_id: user }));
+        if let Ok(frame) = to_raw_value(&event) {
+            self.signal(peer, &Signal::Frame(frame)).await;
+        }
+    }
+
+    async fn signal(&self, user: &UserId, signal: &Signal) {
+        let Ok(body) = serde_json::to_vec(signal) else { return };
+        if let Err(error) = self.client.publish(subject::live(user), body.into()).await {
+            tracing::debug!(%error, "a signal was lost");
+        }
+    }
+}
+
+type Closing = Option<(CloseCode, String)>;
+
+impl Session {
+    /// Returns how the session has to be closed; `None` if the client is gone.
+    async fn serve(&mut self) -> Closing {
+        let mut out = Vec::new();
+        let mut fetching = OptionFuture::from(None);
+        let inbox = self.seat.inbox.clone();
+        let drain = self.shared.drain.clone();
+        let mut is_draining = false;
+        self.state.start(&mut out);
+        loop {
+            for fetch in self.perform(&mut out).await? {
+                match fetch {
+                    Step::Fetch { after, limit } => {
+                        let (log, user) = (self.shared.log.clone(), self.identity.user.clone());
+                        fetching =
+                            Some(Box::pin(async move { log.fetch(&user, after, limit).await }))
+                                .into();
+                    }
+                    Step::Close(code, reason) => return Some((code, reason)),
+                }
+            }
+            let next_tick = self.state.next_tick(Instant::now());
+            tokio::select! {
+                message = self.socket.next() => match message {
+                    Some(Ok(message)) => self.message(message, &mut out)?,
+                    Some(Err(error)) => return failure(error),
+                    None => return None,
+                },
+                () = inbox.arrived() => {
+                    if let Some(close) = self.deliveries(&inbox, &mut out) {
+                        return Some(close);
+                    }
+                }
+                Some(fetched) = &mut fetching => {
+                    fetching = None.into();
+                    match fetched {
+                        Ok(fetched) => self.state.fetched(fetched, now_ms(), Instant::now(), &mut out),
+                        Err(error) => {
+                            tracing::warn!(%error, "a log can't be read, trying again");
+                            self.state.not_fetched();
+                        }
+                    }
+                }
+                () = tokio::time::sleep_until(next_tick.into()) => {
+                    self.state.tick(now_ms(), Instant::now(), &mut out);
+                }
+                () = drain.cancelled(), if !is_draining => {
+                    is_draining = true;
+                    self.state.drain(&mut out);
+                }
+            }
+        }
+    }
+
+    /// Takes a client's message; `None` if it was its last.
+    fn message(&mut self, message: Message, out: &mut Vec<Output>) -> Option<()> {
+        let now = Instant::now();
+        match message {
+            Message::Text(text) => self.state.text(&text, now_ms(), now, out),
+            Message::Binary(_) => self.state.binary(now_ms(), now, out),
+            Message::Ping(_) | Message::Pong(_) => self.state.heard(now),
+            Message::Close(_) => return None,
+        }
+        Some(())
+    }
+
+    fn deliveries(&mut self, inbox: &Inbox, out: &mut Vec<Output>) -> Closing {
+        for delivery in inbox.take() {
+            match delivery {
+                Delivery::Reply { id, frame } => self.state.reply(&id, frame, out),
+                Delivery::Live { id, prev, body } => {
+                    self.state.live(id, prev, &body, Instant::now(), out)
+                }
+                Delivery::Tail(id) => self.state.tail(id, out),
+                Delivery::Frame(frame) => out.push(Output::Send(frame)),
+                Delivery::Close(code, reason) => return Some((code, reason.to_owned())),
+            }
+        }
+        None
+    }
+
+    /// Does what can be done at once; returns what the loop has to do. `None` if the client is gone.
+    async fn perform(&mut self, out: &mut Vec<Output>) -> Option<Vec<Step>> {
+        let mut steps = Vec::new();
+        let mut messages = Vec::new();
+        // Performing can cause more to perform: a request that can't be published is answered.
+        while !out.is_empty() {
+            for output in std::mem::take(out) {
+                match output {
+                    Output::Send(frame) => messages.push(Message::Text(frame)),
+                    Output::Ping => messages.push(Message::Ping(bytes::Bytes::new())),
+                    Output::Publish { id, sent_at, request } => {
+                        self.publish(id, sent_at, request, out)
+                    }
+                    Output::Typing(peer) => {
+                        self.shared.clone().typing(self.identity.user.clone(), &peer).await;
+                    }
+                    Output::Offline => self.go_offline(),
+                    Output::Fetch { after, limit } => steps.push(Step::Fetch { after, limit }),
+                    Output::StoreCursor(cursor) => {
+                        let key = subject::cursor_key(&self.identity.user, &self.identity.device);
+                        self.shared.cursors.store(key, cursor);
+                    }
+                    Output::Close(code, reason) => steps.push(Step::Close(code, reason)),
+                }
+            }
+        }
+        if messages.is_empty() {
+            return Some(steps);
+        }
+        let socket = &mut self.socket;
+        // All frames in one write.
+        let write = async {
+            for message in messages {
+                socket.feed(message).await?;
+            }
+            socket.flush().await
+        };
+        match timeout(self.shared.limits.write_timeout, write).await {
+            Ok(Ok(())) => Some(steps),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "a client is gone");
+                None
+            }
+            Err(_) => Some(vec![Step::Close(CloseCode::Idle, "the client does not read".into())]),
+        }
+    }
+
+    fn publish(
+        &mut self,
+        id: herald_proto::RequestId,
+        sent_at: i64,
+        request: herald_proto::frame::Request,
+        out: &mut Vec<Output>,
+    ) {
+        let user = &self.identity.user;
+        // The state has refused chats with oneself.
+        let Some(chat) = Chat::between(user, request.peer()) else { return };
+        let command = Command {
+            from: user.clone(),
+            gateway: self.shared.gateway.to_string(),
+            session: self.seat.id,
+            id,
+            sent_at,
+            request,
+        };
+        if self.shared.publisher.submit(&chat, &command, &self.seat.inbox).is_err() {
+            self.state.not_published(&command.id, now_ms(), out);
+        }
+    }
+
+    fn go_offline(&mut self) {
+        if std::mem::take(&mut self.is_present) {
+            self.shared.presence.said_offline(&self.identity.user);
+        }
+    }
+
+    async fn end(mut self, closing: Closing) {
+        let mut out = Vec::new();
+        self.state.store_cursor(&mut out);
+        for output in out {
+            if let Output::StoreCursor(cursor) = output {
+                self.shared
+                    .cursors
+                    .store(subject::cursor_key(&self.identity.user, &self.identity.device), cursor);
+            }
+        }
+        if self.is_present {
+            self.shared.presence.lost(&self.identity.user);
+        }
+        drop(self.seat);
+        if let Some((code, mut reason)) = closing {
+            if code == CloseCode::ServiceRestart {
+                reason = format!("{{\"retryAfter\":{}}}", fastrand::u64(0..RECONNECT_SPREAD));
+            }
+            tracing::debug!(herald.close_code = code.code(), %reason, "a session is closed");
+            close(&mut self.socket, code, reason, self.shared.limits.write_timeout).await;
+        }
+    }
+}
+
+/// What the session's loop has to do.
+enum Step {
+    Fetch { after: herald_proto::EventId, limit: usize },
+    Close(CloseCode, String),
+}
+
+/// What a failed read means: too large a message is answered, anything else is a client that is gone.
+fn failure(error: axum::Error) -> Closing {
+    match error.into_inner().downcast::<tungstenite::Error>().as_deref() {
+        Ok(tungstenite::Error::Capacity(_)) => {
+            Some((CloseCode::TooLarge, "the frame is far over the limit".into()))
+        }
+        Ok(tungstenite::Error::Utf8(_)) => {
+            Some((CloseCode::Abuse, "a text frame must be UTF-8".into()))
+        }
+        _ => None,
+    }
+}
+
+/// Says goodbye, as far as the client listens.
+pub async fn close(
+    socket: &mut WebSocket,
+    code: CloseCode,
+    reason: String,
+    patience: std::time::Duration,
+) {
+    let frame = CloseFrame {
+        code: code.code(),
+        reason: reason.chars().take(120).collect::<String>().into(),
+    };
+    let goodbye = async {
+        socket.send(Message::Close(Some(frame))).await?;
+        // The client's own close frame ends the stream; what it sent before is not read any more.
+        while let Some(Ok(_)) = socket.next().await {}
+        Ok::<(), axum::Error>(())
+    };
+    if !matches!(timeout(patience.min(GOODBYE), goodbye).await, Ok(Ok(()))) {
+        tracing::debug!("a client did not say goodbye");
+    }
+}
+
+/// How long a client has to answer a close frame.
+const GOODBYE: std::time::Duration = std::time::Duration::from_secs(1);

@@ -1,0 +1,119 @@
+//! What the rest of the gateway leaves for a session, bounded: a session that does not keep up loses no event, it only
+//! learns that it has to read its log again.
+
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use axum::extract::ws::Utf8Bytes;
+use bytes::Bytes;
+use herald_proto::{CloseCode, EventId};
+use tokio::sync::Notify;
+
+/// Something for a session.
+#[derive(Debug, Clone)]
+pub enum Delivery {
+    /// A worker's answer to one of its requests, or the gateway's own in a worker's stead.
+    Reply {
+        /// The client's id of the request.
+        id: String,
+        /// The response frame.
+        frame: Utf8Bytes,
+    },
+    /// An event, as it comes into the user's log.
+    Live {
+        /// Its id.
+        id: EventId,
+        /// The id of the user's event before it.
+        prev: EventId,
+        /// The event without `id` and `prev`.
+        body: Bytes,
+    },
+    /// The id of the user's last event, as found by a sweep.
+    Tail(EventId),
+    /// A frame to be passed on as it is, or dropped: typing, presence.
+    Frame(Utf8Bytes),
+    /// The session has to end.
+    Close(CloseCode, &'static str),
+}
+
+/// A session's bounded queue of deliveries.
+#[derive(Debug)]
+pub struct Inbox {
+    state: Mutex<State>,
+    arrived: Notify,
+    /// How many events and frames wait at most. Replies are bounded by the session's open requests.
+    capacity: usize,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    queue: VecDeque<Delivery>,
+    /// The highest event id that did not fit.
+    missed: Option<EventId>,
+}
+
+impl Inbox {
+    /// An empty inbox.
+    pub fn new(capacity: usize) -> Self {
+        Self { state: Mutex::default(), arrived: Notify::new(), capacity }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // The queue is whole after every statement, whoever panicked while holding it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leaves something. Never waits: an event that does not fit is remembered as missed, a frame is dropped.
+    pub fn push(&self, delivery: Delivery) {
+        let mut state = self.state();
+        let is_full = state.queue.len() >= self.capacity;
+        match delivery {
+            Delivery::Live { id, .. } | Delivery::Tail(id) if is_full => {
+                state.missed = state.missed.max(Some(id));
+            }
+            Delivery::Frame(_) if is_full => {}
+            other => state.queue.push_back(other),
+        }
+        drop(state);
+        self.arrived.notify_one();
+    }
+
+    /// Waits until there is something, unless there already is.
+    pub async fn arrived(&self) {
+        self.arrived.notified().await;
+    }
+
+    /// Takes everything, oldest first. What was missed comes last, as a [`Delivery::Tail`].
+    pub fn take(&self) -> VecDeque<Delivery> {
+        let mut state = self.state();
+        let mut all = std::mem::take(&mut state.queue);
+        all.extend(state.missed.take().map(Delivery::Tail));
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn live(id: u64) -> Delivery {
+        Delivery::Live { id: EventId(id), prev: EventId(id - 1), body: Bytes::new() }
+    }
+
+    #[test]
+    fn a_full_inbox_drops_bodies_but_remembers_that_there_is_more() {
+        let inbox = Inbox::new(2);
+        for id in 1..=5 {
+            inbox.push(live(id));
+        }
+        inbox.push(Delivery::Frame("typing".into()));
+        inbox.push(Delivery::Reply { id: "1".into(), frame: "answer".into() });
+        let all = inbox.take();
+        assert_eq!(all.len(), 4);
+        assert!(matches!(all[2], Delivery::Reply { .. }));
+        assert!(matches!(all[3], Delivery::Tail(EventId(5))));
+        assert!(inbox.take().is_empty());
+    }
+}

@@ -1,0 +1,73 @@
+//! Logs and trace contexts, set up alike in both programs.
+
+use async_nats::HeaderMap;
+use opentelemetry::{propagation::TextMapPropagator, trace::TracerProvider};
+use opentelemetry_sdk::{propagation::TraceContextPropagator, trace::SdkTracerProvider};
+use tracing::Span;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
+
+use crate::header::{HeaderExtractor, HeaderInjector};
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Pretty,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Keeps telemetry running; dropping it ends the trace provider.
+pub struct Telemetry {
+    provider: SdkTracerProvider,
+}
+
+impl Drop for Telemetry {
+    fn drop(&mut self) {
+        // Nothing is exported yet, so there is nothing to lose: a failed shutdown needs no line.
+        let _ = self.provider.shutdown();
+    }
+}
+
+/// Starts logging to standard error and gives spans W3C trace contexts. Spans named by this service are recorded
+/// whatever `filter` (an `EnvFilter` directive list) says about log lines.
+///
+/// # Errors
+/// If `filter` does not parse, or a subscriber is already set.
+pub fn init(
+    service: &'static str,
+    filter: &str,
+    format: LogFormat,
+) -> Result<Telemetry, Box<dyn std::error::Error + Send + Sync>> {
+    let provider = SdkTracerProvider::builder().build();
+    let spans = tracing_opentelemetry::layer().with_tracer(provider.tracer(service)).with_filter(
+        tracing_subscriber::filter::filter_fn(|meta| {
+            meta.is_span() && meta.target().starts_with("herald")
+        }),
+    );
+    let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let logs = match format {
+        LogFormat::Pretty => logs.boxed(),
+        LogFormat::Json => logs.json().flatten_event(true).boxed(),
+    };
+    tracing_subscriber::registry()
+        .with(spans)
+        .with(logs.with_filter(EnvFilter::try_new(filter)?))
+        .try_init()?;
+    Ok(Telemetry { provider })
+}
+
+/// Writes the span's trace context into headers.
+pub fn inject(span: &Span, headers: &mut HeaderMap) {
+    TraceContextPropagator::new().inject_context(&span.context(), &mut HeaderInjector(headers));
+}
+
+/// Makes the context in the headers, if there is one, the span's parent.
+pub fn set_parent(span: &Span, headers: Option<&HeaderMap>) {
+    if let Some(headers) = headers {
+        let parent = TraceContextPropagator::new().extract(&HeaderExtractor(headers));
+        // Fails only for a span that no layer records: then there is no trace to continue.
+        let _ = span.set_parent(parent);
+    }
+}

@@ -1,0 +1,181 @@
+//! A real `nats-server` with JetStream.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    net::TcpStream,
+};
+
+use crate::{
+    eventually, port,
+    process::{Process, Program},
+    tools,
+};
+
+/// How long a server may take to be ready.
+const START: Duration = Duration::from_secs(30);
+/// How many ports are tried before giving up.
+const TRIES: usize = 10;
+
+/// A `nats-server` child on a port of 127.0.0.1 with a data folder of its own. Killed when dropped.
+#[derive(Debug)]
+pub struct Broker {
+    // Before the folder: the server must be gone when its files are removed.
+    process: Process,
+    program: Program,
+    port: u16,
+    data_dir: PathBuf,
+    _scratch: Option<TempDir>,
+}
+
+impl Broker {
+    /// Starts a server with an empty temporary store, and waits until it serves JetStream.
+    ///
+    /// # Errors
+    /// If there is no `nats-server` or it does not start; holds the end of its log.
+    pub async fn start() -> Result<Self> {
+        let mut last = None;
+        for _ in 0..TRIES {
+            let scratch = tempfile::Builder::new().prefix("herald-nats-").tempdir()?;
+            let port = port::free()?;
+            let data_dir = scratch.path().to_owned();
+            let program = program(port, &data_dir, &data_dir.join("nats-server.log"))
+                .await?
+                .scratch(&data_dir);
+            match run(&program, port).await {
+                Ok(process) => {
+                    return Ok(Self { process, program, port, data_dir, _scratch: Some(scratch) });
+                }
+                // Someone took the port between our look and the server's bind.
+                Err(error) if !port::is_free(port) => last = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        Err(last.context("no port was tried")?.context(format!("{TRIES} ports were taken")))
+    }
+
+    /// Starts a server on that port, with its store and its log `nats-server.log` in `data_dir`, which is kept.
+    ///
+    /// # Errors
+    /// If there is no `nats-server`, or the port is taken, or it does not start.
+    pub async fn start_at(port: u16, data_dir: &Path) -> Result<Self> {
+        let program = program(port, data_dir, &data_dir.join("nats-server.log")).await?;
+        let process = run(&program, port).await?;
+        Ok(Self { process, program, port, data_dir: data_dir.to_owned(), _scratch: None })
+    }
+
+    /// Where clients connect.
+    pub fn url(&self) -> String {
+        format!("nats://{}", self.address())
+    }
+
+    /// Where clients connect, for a proxy.
+    pub fn address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port).into()
+    }
+
+    /// Where the store, the configuration and the log lie.
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    /// The server's process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// The server's process, to stop it and let it continue.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Kills the server with SIGKILL.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub async fn kill(&mut self) -> Result<()> {
+        self.process.kill().await
+    }
+
+    /// Ends the server in peace (SIGTERM), and kills it if that takes over 10 s.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub async fn stop(&mut self) -> Result<()> {
+        self.process.shut_down(Duration::from_secs(10)).await.map(drop)
+    }
+
+    /// Starts the server again on the same port and the same store; kills it first if it runs.
+    ///
+    /// # Errors
+    /// If it does not come up again.
+    pub async fn restart(&mut self) -> Result<()> {
+        self.process.kill().await?;
+        self.process = run(&self.program, self.port).await?;
+        Ok(())
+    }
+}
+
+/// A `nats-server` to be started on that port of 127.0.0.1, with its store in `data_dir`.
+///
+/// # Errors
+/// If there is no `nats-server`, or the folder can't be written.
+pub async fn program(port: u16, data_dir: &Path, log: &Path) -> Result<Program> {
+    fs::create_dir_all(data_dir)
+        .with_context(|| format!("making the folder {}", data_dir.display()))?;
+    // JSON is valid in this format, and takes care of odd characters in paths.
+    let config = serde_json::json!({
+        "server_name": name(port),
+        "host": Ipv4Addr::LOCALHOST,
+        "port": port,
+        "jetstream": {
+            "store_dir": data_dir,
+            "max_memory_store": 2_u64 << 30,
+            "max_file_store": 64_u64 << 30,
+        },
+    });
+    let file = data_dir.join("nats-server.conf");
+    fs::write(&file, format!("{config:#}"))
+        .with_context(|| format!("writing {}", file.display()))?;
+    Ok(Program::new("nats-server", tools::nats_server().await?, log).arg("--config").arg(file))
+}
+
+/// Waits until the server on that port is the one that [`program`] describes, and serves JetStream.
+///
+/// # Errors
+/// If it is not ready within 30 s.
+pub async fn ready(port: u16) -> Result<()> {
+    eventually(&format!("nats-server is ready on port {port}"), START, async || {
+        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).await?;
+        let info =
+            line.strip_prefix("INFO ").with_context(|| format!("not a NATS server: {line:?}"))?;
+        let info: Value = serde_json::from_str(info)?;
+        let server = info.get("server_name").and_then(Value::as_str).unwrap_or_default();
+        ensure!(server == name(port), "the port belongs to another NATS server, {server}");
+        ensure!(info.get("jetstream") == Some(&Value::Bool(true)), "JetStream is not on");
+        Ok(())
+    })
+    .await
+}
+
+async fn run(program: &Program, port: u16) -> Result<Process> {
+    let mut process = Process::spawn(program)?;
+    process.until(ready(port)).await?;
+    Ok(process)
+}
+
+/// Names the server after us too: two of our processes may have chosen the same port.
+fn name(port: u16) -> String {
+    format!("herald-{}-{port}", std::process::id())
+}

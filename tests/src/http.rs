@@ -1,0 +1,44 @@
+//! Just enough HTTP to ask a program's health.
+
+use std::{net::SocketAddr, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
+
+/// `GET path`: the status and the body. Gives up after 5 s.
+///
+/// # Errors
+/// If nothing answers in HTTP.
+pub async fn get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
+    timeout(Duration::from_secs(5), exchange(address, path))
+        .await
+        .context("no answer within 5 s")?
+        .with_context(|| format!("GET http://{address}{path}"))
+}
+
+/// Whether `/readyz` answers 200.
+///
+/// # Errors
+/// If it does not; says what it answered.
+pub async fn ready(address: SocketAddr) -> Result<()> {
+    let (status, body) = get(address, "/readyz").await?;
+    ensure!(status == 200, "http://{address}/readyz answered {status}: {}", body.trim());
+    Ok(())
+}
+
+/// HTTP/1.0, so that the answer ends with the connection and is never chunked.
+async fn exchange(address: SocketAddr, path: &str) -> Result<(u16, String)> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes()).await?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await?;
+    let answer = String::from_utf8_lossy(&answer);
+    let (head, body) = answer.split_once("\r\n\r\n").context("not an HTTP answer")?;
+    let status =
+        head.split(' ').nth(1).and_then(|code| code.parse().ok()).context("no HTTP status")?;
+    Ok((status, body.to_owned()))
+}

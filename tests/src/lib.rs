@@ -1,0 +1,26 @@
+//! The harness: the real parts that Herald's tests and programs run on, and a plain client for its protocol.
+//!
+//! Nothing here is mocked: [`Broker`] is a real `nats-server`, [`Database`] a real PostgreSQL or SQLite, and
+//! [`Process`] a real child that a fault test ends with SIGKILL. Whatever is started here is ended and swept away
+//! with the value that stands for it, and also if this process dies without a word.
+
+pub mod broker;
+pub mod client;
+pub mod database;
+pub mod eventually;
+pub mod http;
+pub mod owner;
+pub mod port;
+pub mod postgres;
+pub mod process;
+pub mod program;
+pub mod supervise;
+pub mod tools;
+
+pub use broker::Broker;
+pub use client::Client;
+pub use database::{Backend, Database};
+pub use eventually::eventually;
+pub use postgres::PostgresServer;
+pub use process::{Process, Program};
+pub use program::Binaries;

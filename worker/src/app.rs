@@ -1,0 +1,92 @@
+//! The worker's life: connect, create what is missing, read all partitions, stop in order.
+
+use async_nats::jetstream::{self, context::ContextBuilder};
+use herald_proto::{broker, subject};
+use tokio::{net::TcpListener, sync::mpsc};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    config::Config, contacts, error::Error, health, partition::Reader, publisher::Publisher,
+    settle::Settler, store::Store, topology,
+};
+
+/// Publishes that may wait for their confirmation at the same time.
+const PUBLISHES_IN_FLIGHT: usize = 4096;
+/// How long a publish waits for its confirmation before it is sent again.
+const PUBLISH_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(3);
+
+/// Runs a worker until `stop`, then finishes what it has begun. `health` is where `/healthz` and `/readyz` are served.
+///
+/// # Errors
+/// If it can't start: the broker or database can't be reached, the schema or the topology does not fit.
+pub async fn run(
+    config: Config,
+    health: TcpListener,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    config.validate().map_err(anyhow::Error::msg)?;
+    let store =
+        Store::connect(&config.database.database_url, config.database.database_connections).await?;
+    store.check_schema().await?;
+    let client = broker::connect(&config.broker, "herald-worker").await?;
+    let jetstream = ContextBuilder::new()
+        .ack_timeout(PUBLISH_TIMEOUT)
+        .timeout(PUBLISH_TIMEOUT)
+        .max_ack_inflight(PUBLISHES_IN_FLIGHT)
+        .backpressure_on_inflight(true)
+        .build(client.clone());
+    let topology = topology::ensure(&jetstream, &config).await?;
+    let frames: jetstream::stream::Stream<()> =
+        jetstream.get_stream_no_info(subject::FRAMES).await.map_err(Error::broker("get FRAMES"))?;
+    let publisher = Publisher::new(client.clone(), jetstream, topology);
+
+    let gone = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    let serve = health::serve(health, client.clone(), store.clone(), stop.clone(), gone.clone());
+    tasks.spawn(async move {
+        if let Err(error) = serve.await {
+            tracing::error!(%error, "the health endpoint failed");
+        }
+    });
+    let serve = contacts::serve(client.clone(), store.clone(), stop.clone());
+    tasks.spawn(async move {
+        if let Err(error) = serve.await {
+            tracing::error!(%error, "contact look-ups failed");
+        }
+    });
+    let max_frames = usize::from(config.batch);
+    let (sender, receiver) = mpsc::channel(usize::from(topology.partitions));
+    for partition in 0..topology.partitions {
+        let reader = Reader {
+            partition,
+            frames: frames.clone(),
+            store: store.clone(),
+            publisher: publisher.clone(),
+            batches: sender.clone(),
+            max_frames,
+            stop: stop.clone(),
+        };
+        tasks.spawn(reader.run());
+    }
+    drop(sender);
+    tasks.spawn(Settler::new(store, publisher, frames, max_frames, stop.clone()).run(receiver));
+    tracing::info!(
+        herald.partitions = topology.partitions,
+        herald.event_streams = topology.event_streams,
+        "working"
+    );
+
+    stop.cancelled().await;
+    tracing::info!("stopping: finishing what has begun");
+    gone.cancel();
+    tasks.close();
+    if tokio::time::timeout(config.drain_timeout, tasks.wait()).await.is_err() {
+        tracing::warn!("not everything was finished in time; what is left is redelivered");
+    }
+    // Acknowledgements may still lie in the client's buffer.
+    if let Err(error) = client.flush().await {
+        tracing::warn!(%error, "the last acknowledgements may be lost; their frames are redelivered");
+    }
+    tracing::info!("stopped");
+    Ok(())
+}

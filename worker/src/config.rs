@@ -1,0 +1,131 @@
+//! The worker's configuration: flags, environment variables and their defaults.
+
+use std::{net::SocketAddr, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use herald_proto::broker::BrokerArgs;
+
+/// Herald's worker: stores messages, counts what is missed, publishes events.
+#[derive(Debug, Parser)]
+#[command(name = "herald-worker", version)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// What to log, as tracing `EnvFilter` directives.
+    #[arg(long, env = "HERALD_LOG", default_value = "info", global = true)]
+    pub log: String,
+    /// How log lines look.
+    #[arg(long, env = "HERALD_LOG_FORMAT", value_enum, default_value_t = LogFormat::Pretty, global = true)]
+    pub log_format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Pretty,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Work until told to stop.
+    Run(Box<Config>),
+    /// Bring the database's schema up to date, then exit.
+    Migrate(DatabaseArgs),
+}
+
+/// Where the database is.
+#[derive(Debug, Clone, Args)]
+pub struct DatabaseArgs {
+    /// The database: `postgres://user:password@host/name` or `sqlite://file?mode=rwc`.
+    #[arg(long, env = "HERALD_DATABASE_URL", hide_env_values = true)]
+    pub database_url: String,
+    /// The most connections a worker opens to it.
+    #[arg(long, env = "HERALD_DATABASE_CONNECTIONS", default_value_t = 4, value_parser = clap::value_parser!(u32).range(2..))]
+    pub database_connections: u32,
+}
+
+/// All of `run`'s flags.
+#[derive(Debug, Clone, Args)]
+pub struct Config {
+    /// The broker.
+    #[command(flatten)]
+    pub broker: BrokerArgs,
+    /// The database.
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+    /// Where `/healthz` and `/readyz` are served.
+    #[arg(long, env = "HERALD_HEALTH_LISTEN", default_value = "127.0.0.1:8081")]
+    pub health_listen: SocketAddr,
+    /// Number of partitions of the work; at most one worker each. Decided by the first worker: later ones must agree or
+    /// leave it out. [default: 8]
+    #[arg(long, env = "HERALD_PARTITIONS", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub partitions: Option<u16>,
+    /// Number of event streams. Decided by the first worker, like --partitions. [default: 1]
+    #[arg(long, env = "HERALD_EVENT_STREAMS", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub event_streams: Option<u16>,
+    /// Replicas of every stream and bucket the worker creates.
+    #[arg(long, env = "HERALD_REPLICAS", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=5))]
+    pub replicas: u8,
+    /// The most frames applied in one transaction.
+    #[arg(long, env = "HERALD_BATCH", default_value_t = 512, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    pub batch: u16,
+    /// How long a frame may stay unacknowledged before the broker delivers it again.
+    #[arg(long, env = "HERALD_ACK_WAIT", default_value = "5s", value_parser = humantime::parse_duration)]
+    pub ack_wait: Duration,
+    /// How long a silent worker keeps its partitions.
+    #[arg(long, env = "HERALD_PIN_TIMEOUT", default_value = "3s", value_parser = humantime::parse_duration)]
+    pub pin_timeout: Duration,
+    /// How long a frame is kept; one that waited longer was never answered, and its client tries again.
+    #[arg(long, env = "HERALD_FRAMES_MAX_AGE", default_value = "1h", value_parser = humantime::parse_duration)]
+    pub frames_max_age: Duration,
+    /// The most bytes of frames kept.
+    #[arg(long, env = "HERALD_FRAMES_MAX_BYTES", default_value_t = 1 << 30)]
+    pub frames_max_bytes: i64,
+    /// How long an event is kept for devices that are away; a longer absence ends in `resync`.
+    #[arg(long, env = "HERALD_EVENTS_MAX_AGE", default_value = "7days", value_parser = humantime::parse_duration)]
+    pub events_max_age: Duration,
+    /// The most bytes kept by each event stream.
+    #[arg(long, env = "HERALD_EVENTS_MAX_BYTES", default_value_t = 4 << 30)]
+    pub events_max_bytes: i64,
+    /// The most events kept for one user.
+    #[arg(long, env = "HERALD_EVENTS_MAX_PER_USER", default_value_t = 200_000)]
+    pub events_max_per_user: i64,
+    /// How long JetStream remembers message ids: a worker that dies between commit and publish is repaired within it.
+    #[arg(long, env = "HERALD_DUPLICATE_WINDOW", default_value = "2m", value_parser = humantime::parse_duration)]
+    pub duplicate_window: Duration,
+    /// How long work in progress may take to finish after SIGTERM.
+    #[arg(long, env = "HERALD_DRAIN_TIMEOUT", default_value = "20s", value_parser = humantime::parse_duration)]
+    pub drain_timeout: Duration,
+}
+
+impl Config {
+    /// Checks what clap can't.
+    ///
+    /// # Errors
+    /// A message that names the flag.
+    pub fn validate(&self) -> Result<(), String> {
+        let url = &self.database.database_url;
+        if !["postgres://", "postgresql://", "sqlite:"].iter().any(|scheme| url.starts_with(scheme))
+        {
+            return Err("--database-url: must start with postgres:// or sqlite:".into());
+        }
+        if self.ack_wait < Duration::from_secs(1) {
+            return Err("--ack-wait: must be at least 1s".into());
+        }
+        if self.pin_timeout < Duration::from_secs(1) {
+            return Err("--pin-timeout: must be at least 1s".into());
+        }
+        if self.duplicate_window < self.ack_wait + self.pin_timeout {
+            return Err(
+                "--duplicate-window: must be longer than --ack-wait and --pin-timeout together"
+                    .into(),
+            );
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,37 @@
+//! A request as a worker holds it, and the events it causes.
+
+use herald_proto::{Chat, Side, UserId, wire::Command};
+use serde::{Deserialize, Serialize};
+
+/// A client's request, taken from a partition.
+#[derive(Debug, Clone)]
+pub struct Frame {
+    /// Its partition.
+    pub partition: u16,
+    /// Its sequence in `FRAMES`.
+    pub sequence: i64,
+    /// Whether its batch was applied before: then it is answered again, and changes nothing.
+    pub replay: bool,
+    /// What is asked, by whom.
+    pub command: Command,
+    /// The chat it is about.
+    pub chat: Chat,
+    /// The sender's side of the chat.
+    pub side: Side,
+    /// The span of this frame's processing: parent of what it causes.
+    pub span: tracing::Span,
+}
+
+/// An event to be published: also how it lies in the outbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outgoing {
+    /// Whose log it goes to.
+    pub user: UserId,
+    /// Its message id for JetStream's duplicate detection: the frame's partition and sequence.
+    pub id: String,
+    /// The event frame, without `id` and `prev`.
+    pub body: String,
+    /// The trace context of the frame that caused it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
+}

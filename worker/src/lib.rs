@@ -1,0 +1,24 @@
+//! Herald's worker: takes clients' requests from `FRAMES`, applies them in database transactions, answers them, and
+//! publishes events to users' logs.
+//!
+//! ```text
+//! partition (reads in order) ─┐
+//! partition                  ─┼─▶ settle ─▶ working_set ─▶ handler ─▶ unread (the rules, pure)
+//! partition                  ─┘     │            └──────▶ store (PostgreSQL or SQLite)
+//!                                   └─▶ publisher ─▶ replies, EVENTS
+//! ```
+
+pub mod app;
+pub mod config;
+pub mod contacts;
+pub mod error;
+pub mod frame;
+pub mod handler;
+pub mod health;
+pub mod partition;
+pub mod publisher;
+pub mod settle;
+pub mod store;
+pub mod topology;
+pub mod unread;
+pub mod working_set;

@@ -1,0 +1,41 @@
+//! `herald-worker`: stores messages, counts what is missed, publishes events.
+
+use anyhow::Context;
+use clap::Parser;
+use herald_proto::{signal, telemetry};
+use herald_worker::{
+    app,
+    config::{Cli, Command, LogFormat},
+    store::Store,
+};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let cli = Cli::parse();
+    let format = match cli.log_format {
+        LogFormat::Pretty => telemetry::LogFormat::Pretty,
+        LogFormat::Json => telemetry::LogFormat::Json,
+    };
+    let _telemetry = telemetry::init("herald-worker", &cli.log, format)
+        .map_err(anyhow::Error::from_boxed)
+        .context("--log")?;
+    match cli.command {
+        Command::Run(config) => {
+            let health = TcpListener::bind(config.health_listen)
+                .await
+                .with_context(|| format!("--health-listen {}", config.health_listen))?;
+            let stop = CancellationToken::new();
+            tokio::spawn(signal::cancel_on_signal(stop.clone()));
+            app::run(*config, health, stop).await
+        }
+        Command::Migrate(database) => {
+            let store =
+                Store::connect(&database.database_url, database.database_connections).await?;
+            store.migrate().await?;
+            tracing::info!("the schema is up to date");
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! Reads one partition of `FRAMES`, in order and without gaps, and hands what it reads to the settler.
+//!
+//! The consumer decides who works (its pinned client) and wakes it. It does not decide the order: after a take-over it
+//! delivers new frames before those that the former owner took and never acknowledged. So whenever a delivery does not
+//! directly follow the one before, the reader fetches what lies between from the stream itself.
+
+use std::{pin::pin, time::Duration};
+
+use async_nats::jetstream::{
+    self,
+    consumer::{Consumer, pull},
+    message::StreamMessage,
+    stream::RawMessageErrorKind,
+};
+use futures::{FutureExt, StreamExt};
+use herald_proto::{Chat, subject, telemetry, wire::Command};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    error::Error,
+    frame::Frame,
+    publisher::{DeadLetter, Publisher},
+    settle::Batch,
+    store::Store,
+};
+
+/// Reads one partition.
+pub struct Reader {
+    /// Which one.
+    pub partition: u16,
+    /// The stream `FRAMES`.
+    pub frames: jetstream::stream::Stream<()>,
+    /// Asked how far the partition is applied.
+    pub store: Store,
+    /// Takes frames that are not readable.
+    pub publisher: Publisher,
+    /// Where the settler takes batches.
+    pub batches: mpsc::Sender<Batch>,
+    /// The most frames in a batch.
+    pub max_frames: usize,
+    /// Ends the reading.
+    pub stop: CancellationToken,
+}
+
+/// How far a reader is.
+struct Position {
+    /// The stream sequence of the last frame taken: everything up to it is settled or on its way.
+    taken: u64,
+    /// The delivery that would directly follow; `None` at the start.
+    next_delivery: Option<u64>,
+}
+
+/// A frame's message, delivered or fetched.
+struct Message {
+    sequence: u64,
+    subject: async_nats::Subject,
+    headers: Option<async_nats::HeaderMap>,
+    payload: bytes::Bytes,
+}
+
+const PULL_EXPIRES: Duration = Duration::from_secs(10);
+const PULL_HEARTBEAT: Duration = Duration::from_secs(2);
+const PAUSE: Duration = Duration::from_millis(500);
+
+impl Reader {
+    /// Reads until told to stop; what goes wrong is logged and tried again.
+    pub async fn run(self) {
+        while !self.stop.is_cancelled() {
+            let Err(error) = self.read().await else { continue };
+            tracing::warn!(%error, messaging.destination.partition.id = self.partition, "reading a partition, starting again");
+            tokio::select! {
+                () = tokio::time::sleep(PAUSE) => {}
+                () = self.stop.cancelled() => {}
+            }
+        }
+    }
+
+    async fn read(&self) -> Result<(), Error> {
+        let name = subject::consumer(self.partition);
+        let consumer: Consumer<pull::Config> = self
+            .frames
+            .get_consumer(&name)
+            .await
+            .map_err(Error::broker("get a partition's consumer"))?;
+        let messages = consumer
+            .stream()
+            .group(subject::WORKERS)
+            .max_messages_per_batch(self.max_frames)
+            .expires(PULL_EXPIRES)
+            .heartbeat(PULL_HEARTBEAT)
+            .messages()
+            .await
+            .map_err(Error::broker("pull a partition's frames"))?;
+        let mut messages = pin!(messages);
+        let mut position = Position { taken: 0, next_delivery: None };
+        loop {
+            let first = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return Ok(()),
+                message = messages.next() => message,
+            };
+            let mut delivered = Vec::new();
+            let mut next = first;
+            // What is there already goes along; nothing is waited for.
+            let failure = loop {
+                match next {
+                    Some(Ok(message)) => delivered.push(message),
+                    Some(Err(error)) => {
+                        break Some(Error::broker("read a partition's frames")(error));
+                    }
+                    None => {
+                        break Some(Error::broker("read a partition's frames")(
+                            "the pull has ended",
+                        ));
+                    }
+                }
+                if delivered.len() >= self.max_frames {
+                    break None;
+                }
+                match messages.next().now_or_never() {
+                    Some(message) => next = message,
+                    None => break None,
+                }
+            };
+            if let Some(last) = delivered.last() {
+                self.take(&mut position, &delivered).await?;
+                last.ack().await.map_err(Error::broker("acknowledge frames"))?;
+            }
+            if let Some(failure) = failure {
+                return Err(failure);
+            }
+        }
+    }
+
+    /// Has all frames up to the last one delivered settled.
+    async fn take(
+        &self,
+        position: &mut Position,
+        delivered: &[jetstream::Message],
+    ) -> Result<(), Error> {
+        let mut batch = Vec::with_capacity(delivered.len());
+        for message in delivered {
+            let info = message.info().map_err(Error::broker("read a delivery's subject"))?;
+            let sequence = info.stream_sequence;
+            if position.next_delivery != Some(info.consumer_sequence) {
+                if position.next_delivery.is_none() {
+                    position.taken = self.settled().await?;
+                }
+                self.fetch_between(position.taken, sequence, &mut batch).await?;
+            }
+            position.next_delivery = Some(info.consumer_sequence + 1);
+            if sequence > position.taken {
+                position.taken = sequence;
+                batch.push(Message {
+                    sequence,
+                    subject: message.subject.clone(),
+                    headers: message.headers.clone(),
+                    payload: message.payload.clone(),
+                });
+            }
+        }
+        self.hand_over(batch).await
+    }
+
+    /// Up to which sequence the partition is both applied and acknowledged. From there on frames are read again: those
+    /// that were applied but not acknowledged may not have been answered.
+    async fn settled(&self) -> Result<u64, Error> {
+        let consumer = self.frames.consumer_info(subject::consumer(self.partition)).await;
+        let floor =
+            consumer.map_err(Error::broker("get a consumer's state"))?.ack_floor.stream_sequence;
+        let states = self.store.partitions(&[self.partition]).await?;
+        let applied = states.first().map_or(0, |state| state.applied.cast_unsigned());
+        Ok(floor.min(applied))
+    }
+
+    /// Fetches the partition's frames above `after` and below `before`. Asks the stream's leader: a replica may lag.
+    async fn fetch_between(
+        &self,
+        after: u64,
+        before: u64,
+        batch: &mut Vec<Message>,
+    ) -> Result<(), Error> {
+        let mut next = after + 1;
+        while next < before {
+            let get = self
+                .frames
+                .raw_message_builder()
+                .sequence(next)
+                .next_by_subject(subject::frames_of(self.partition));
+            match get.send().await {
+                Ok(StreamMessage { sequence, .. }) if sequence >= before => break,
+                Ok(StreamMessage { sequence, subject, headers, payload, .. }) => {
+                    next = sequence + 1;
+                    batch.push(Message { sequence, subject, headers: Some(headers), payload });
+                }
+                Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => break,
+                Err(error) => return Err(Error::broker("fetch a frame")(error)),
+            }
+        }
+        Ok(())
+    }
+
+    async fn hand_over(&self, messages: Vec<Message>) -> Result<(), Error> {
+        let mut frames = Vec::with_capacity(messages.len());
+        for message in messages {
+            match self.frame(&message) {
+                Ok(frame) => frames.push(frame),
+                Err(reason) => self.put_aside(message, reason).await?,
+            }
+        }
+        if frames.is_empty() {
+            return Ok(());
+        }
+        let (done, settled) = oneshot::channel();
+        let batch = Batch { partition: self.partition, frames, done };
+        self.batches.send(batch).await.map_err(|_| Error::Stopping)?;
+        settled.await.map_err(|_| Error::Stopping)
+    }
+
+    fn frame(&self, message: &Message) -> Result<Frame, String> {
+        let command: Command =
+            serde_json::from_slice(&message.payload).map_err(|error| error.to_string())?;
+        let chat =
+            Chat::between(&command.from, command.request.peer()).ok_or("a chat with oneself")?;
+        let side = chat.side(&command.from).ok_or("the sender is not in the chat")?;
+        let sequence = i64::try_from(message.sequence).map_err(|error| error.to_string())?;
+        let span = tracing::info_span!(
+            "process frame",
+            otel.kind = "consumer",
+            messaging.system = "nats",
+            messaging.operation.name = "process",
+            messaging.destination.name = subject::FRAMES,
+            messaging.destination.partition.id = self.partition,
+            herald.request = command.request.kind(),
+        );
+        telemetry::set_parent(&span, message.headers.as_ref());
+        Ok(Frame { partition: self.partition, sequence, replay: false, command, chat, side, span })
+    }
+
+    async fn put_aside(&self, message: Message, reason: String) -> Result<(), Error> {
+        tracing::error!(
+            error = %reason,
+            messaging.destination.partition.id = self.partition,
+            herald.sequence = message.sequence,
+            "a frame is not readable, it goes to DEADLETTER"
+        );
+        let letter = DeadLetter {
+            partition: self.partition,
+            sequence: message.sequence.cast_signed(),
+            origin: message.subject.to_string(),
+            reason,
+            body: message.payload,
+        };
+        self.publisher.dead_letter(letter).await
+    }
+}

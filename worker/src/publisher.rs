@@ -1,0 +1,126 @@
+//! What a worker says to the rest of the service: events to users' logs, replies to gateways, dead letters.
+
+use std::collections::HashMap;
+
+use async_nats::{
+    Client, HeaderMap,
+    jetstream::{Context, message::PublishMessage},
+};
+use herald_proto::{
+    frame::Response,
+    header, subject,
+    topology::Topology,
+    wire::{Replies, Reply},
+};
+use serde_json::value::to_raw_value;
+
+use crate::{error::Error, frame::Outgoing};
+
+/// Publishes for one worker. Clones share the connection.
+#[derive(Clone)]
+pub struct Publisher {
+    client: Client,
+    jetstream: Context,
+    topology: Topology,
+}
+
+/// The answer to a frame, and who waits for it.
+#[derive(Debug)]
+pub struct Answered {
+    /// The gateway.
+    pub gateway: String,
+    /// The session there.
+    pub session: u64,
+    /// The response to be sent.
+    pub response: Response,
+}
+
+/// The most replies in one message.
+const REPLIES_PER_MESSAGE: usize = 256;
+
+impl Publisher {
+    /// A publisher on this connection.
+    pub fn new(client: Client, jetstream: Context, topology: Topology) -> Self {
+        Self { client, jetstream, topology }
+    }
+
+    /// Appends events to their users' logs, in order, and returns when JetStream has confirmed them all. A copy of an
+    /// event that is in its log already, and within the duplicate window, is dropped there.
+    ///
+    /// # Errors
+    /// If one is not confirmed. Then all of them must be published again: what follows the lost one may be in the log.
+    pub async fn events(&self, events: &[Outgoing]) -> Result<(), Error> {
+        let mut confirmations = Vec::with_capacity(events.len());
+        for event in events {
+            let mut headers = HeaderMap::new();
+            if let Some(traceparent) = &event.traceparent {
+                headers.insert(header::TRACEPARENT, traceparent.as_str());
+            }
+            headers.insert(async_nats::header::NATS_MESSAGE_ID, event.id.as_str());
+            let message =
+                PublishMessage::build().payload(event.body.clone().into()).headers(headers);
+            let subject = self.topology.event_subject(&event.user);
+            confirmations.push(self.jetstream.send_publish(subject, message).await?);
+        }
+        for confirmation in confirmations {
+            confirmation.await?;
+        }
+        Ok(())
+    }
+
+    /// Sends answers to the gateways that wait for them. A lost one is repaired by the client, which asks again.
+    ///
+    /// # Errors
+    /// If the connection can't take them.
+    pub async fn replies(&self, answers: Vec<Answered>) -> Result<(), Error> {
+        let mut by_gateway: HashMap<String, Vec<Answered>> = HashMap::new();
+        for answer in answers {
+            by_gateway.entry(answer.gateway.clone()).or_default().push(answer);
+        }
+        for (gateway, answers) in by_gateway {
+            let subject = subject::reply(&gateway);
+            for some in answers.chunks(REPLIES_PER_MESSAGE) {
+                let replies = some.iter().map(reply).collect::<Result<Vec<_>, _>>();
+                let body = replies.and_then(|replies| serde_json::to_vec(&Replies(replies)));
+                let body = body.map_err(|error| Error::Unreadable("a reply", error))?;
+                self.client.publish(subject.clone(), body.into()).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a frame that can never be applied aside, with the reason.
+    ///
+    /// # Errors
+    /// If JetStream does not confirm it.
+    pub async fn dead_letter(&self, letter: DeadLetter) -> Result<(), Error> {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::REASON, letter.reason.replace(['\r', '\n'], " ").as_str());
+        headers.insert(header::ORIGIN, letter.origin.as_str());
+        let id = format!("{}-{}", letter.partition, letter.sequence);
+        headers.insert(async_nats::header::NATS_MESSAGE_ID, id.as_str());
+        let message = PublishMessage::build().payload(letter.body).headers(headers);
+        self.jetstream.send_publish(subject::dead_letter(letter.partition), message).await?.await?;
+        Ok(())
+    }
+}
+
+/// A frame that can never be applied.
+pub struct DeadLetter {
+    /// The partition it came through.
+    pub partition: u16,
+    /// Its sequence there.
+    pub sequence: i64,
+    /// The subject it came on.
+    pub origin: String,
+    /// Why it can't be applied.
+    pub reason: String,
+    /// The frame as it came.
+    pub body: bytes::Bytes,
+}
+
+fn reply(answer: &Answered) -> Result<Reply<'_>, serde_json::Error> {
+    let id = answer.response.id.as_deref().unwrap_or_default();
+    let frame = to_raw_value(&answer.response)?;
+    Ok(Reply { session: answer.session, id: id.into(), frame: std::borrow::Cow::Owned(frame) })
+}

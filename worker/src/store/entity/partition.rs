@@ -1,0 +1,21 @@
+//! How far a partition of `FRAMES` is applied: the fence against a second worker, and the outbox.
+
+use sea_orm::entity::prelude::*;
+
+#[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+#[sea_orm(table_name = "partitions")]
+#[allow(missing_docs)] // the fields without a line speak for themselves
+pub struct Model {
+    #[sea_orm(primary_key, auto_increment = false)]
+    pub id: i32,
+    /// The stream sequence of the last applied frame; 0 for none.
+    pub applied: i64,
+    /// The events of the last applied batch, as JSON: published again by whoever finds that batch redelivered.
+    pub events: String,
+}
+
+#[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+#[allow(missing_docs)] // sea-orm asks for it; no relation is used
+pub enum Relation {}
+
+impl ActiveModelBehavior for ActiveModel {}

@@ -1,0 +1,138 @@
+//! The batch statements. Each takes its rows as ONE parameter, a JSON array of objects, so that a statement's text
+//! never depends on the size of the batch and stays prepared. Only how an array becomes rows differs by database.
+
+use sea_orm::DbBackend;
+
+#[derive(Clone, Copy)]
+enum Type {
+    Int,
+    Text,
+    Bool,
+}
+use Type::{Bool, Int, Text};
+
+/// The statements' texts for one database.
+pub(super) struct Sql {
+    pub(super) chats: String,
+    pub(super) create_chats: String,
+    pub(super) update_chats: String,
+    pub(super) known: String,
+    pub(super) points: String,
+    pub(super) spans: String,
+    pub(super) insert_messages: String,
+    pub(super) erase: String,
+    pub(super) partitions: String,
+    pub(super) create_partitions: String,
+    pub(super) move_partitions: String,
+}
+
+impl Sql {
+    pub(super) fn new(backend: DbBackend) -> Self {
+        let rows = |columns: &[(&str, Type)]| rows(backend, columns);
+        let pairs = rows(&[("user_a", Text), ("user_b", Text)]);
+        let counters = rows(&[
+            ("id", Int),
+            ("last", Int),
+            ("a_last_sent", Int),
+            ("a_read", Int),
+            ("a_delivered", Int),
+            ("a_missed", Int),
+            ("b_last_sent", Int),
+            ("b_read", Int),
+            ("b_delivered", Int),
+            ("b_missed", Int),
+            ("updated_at", Int),
+        ]);
+        let messages = rows(&[
+            ("chat_id", Int),
+            ("message_id", Int),
+            ("from_a", Bool),
+            ("sender", Text),
+            ("client_message_id", Text),
+            ("digest", Int),
+            ("sent_at", Int),
+            ("stored_at", Int),
+            ("body", Text),
+            ("attachments", Text),
+            ("deleted", Bool),
+        ]);
+        let keys = rows(&[("sender", Text), ("client_message_id", Text)]);
+        let points = rows(&[("chat_id", Int), ("message_id", Int)]);
+        let spans = rows(&[("chat_id", Int), ("from_a", Bool), ("after", Int), ("up_to", Int)]);
+        let ids = rows(&[("id", Int)]);
+        let moves = rows(&[("id", Int), ("expected", Int), ("applied", Int), ("events", Text)]);
+        Self {
+            chats: format!(
+                "SELECT c.* FROM {pairs} r JOIN chats c ON c.user_a = r.user_a AND c.user_b = r.user_b"
+            ),
+            // `WHERE true` tells SQLite's parser that `ON CONFLICT` does not belong to a join.
+            create_chats: format!(
+                "INSERT INTO chats (user_a, user_b) SELECT r.user_a, r.user_b FROM {pairs} r WHERE true \
+                 ON CONFLICT (user_a, user_b) DO NOTHING"
+            ),
+            update_chats: format!(
+                "UPDATE chats SET last = r.last, a_last_sent = r.a_last_sent, a_read = r.a_read, \
+                 a_delivered = r.a_delivered, a_missed = r.a_missed, b_last_sent = r.b_last_sent, \
+                 b_read = r.b_read, b_delivered = r.b_delivered, b_missed = r.b_missed, \
+                 updated_at = r.updated_at FROM {counters} r WHERE chats.id = r.id"
+            ),
+            known: format!(
+                "SELECT m.sender, m.client_message_id, m.message_id, m.digest FROM {keys} r \
+                 JOIN messages m ON m.sender = r.sender AND m.client_message_id = r.client_message_id"
+            ),
+            points: format!(
+                "SELECT m.chat_id, m.message_id, m.from_a, m.client_message_id, m.deleted FROM {points} r \
+                 JOIN messages m ON m.chat_id = r.chat_id AND m.message_id = r.message_id"
+            ),
+            spans: format!(
+                "SELECT r.chat_id, r.from_a, r.after, r.up_to, \
+                 (SELECT count(*) FROM messages m WHERE m.chat_id = r.chat_id AND m.from_a = r.from_a \
+                  AND NOT m.deleted AND m.message_id > r.after AND m.message_id <= r.up_to) AS unread, \
+                 (SELECT max(m.message_id) FROM messages m WHERE m.chat_id = r.chat_id AND m.from_a = r.from_a \
+                  AND m.message_id > r.after AND m.message_id <= r.up_to) AS newest FROM {spans} r"
+            ),
+            insert_messages: format!(
+                "INSERT INTO messages (chat_id, message_id, from_a, sender, client_message_id, digest, sent_at, \
+                 stored_at, body, attachments, deleted) SELECT r.chat_id, r.message_id, r.from_a, r.sender, \
+                 r.client_message_id, r.digest, r.sent_at, r.stored_at, r.body, r.attachments, r.deleted \
+                 FROM {messages} r"
+            ),
+            erase: format!(
+                "UPDATE messages SET body = NULL, attachments = NULL, deleted = {yes} FROM {points} r \
+                 WHERE messages.chat_id = r.chat_id AND messages.message_id = r.message_id",
+                yes = if backend == DbBackend::Postgres { "true" } else { "1" },
+            ),
+            partitions: format!(
+                "SELECT p.id, p.applied, p.events FROM {ids} r JOIN partitions p ON p.id = r.id"
+            ),
+            create_partitions: format!(
+                "INSERT INTO partitions (id) SELECT r.id FROM {ids} r WHERE true ON CONFLICT (id) DO NOTHING"
+            ),
+            move_partitions: format!(
+                "UPDATE partitions SET applied = r.applied, events = r.events FROM {moves} r \
+                 WHERE partitions.id = r.id AND partitions.applied = r.expected"
+            ),
+        }
+    }
+}
+
+/// The parameter `$1` as a table expression with these columns.
+fn rows(backend: DbBackend, columns: &[(&str, Type)]) -> String {
+    let list =
+        |each: fn(&(&str, Type)) -> String| columns.iter().map(each).collect::<Vec<_>>().join(", ");
+    if backend == DbBackend::Postgres {
+        let columns = list(|(name, kind)| {
+            let kind = match kind {
+                Int => "bigint",
+                Text => "text",
+                Bool => "boolean",
+            };
+            format!("\"{name}\" {kind}")
+        });
+        // A subselect, so that the alias can follow here as it must in SQLite.
+        format!("(SELECT * FROM json_to_recordset($1::json) AS j({columns}))")
+    } else {
+        let columns = list(|(name, _)| format!("json_extract(value, '$.{name}') AS \"{name}\""));
+        format!("(SELECT {columns} FROM json_each($1))")
+    }
+}
