@@ -6,6 +6,7 @@
 
 pub mod broker;
 pub mod client;
+pub mod cluster;
 pub mod database;
 pub mod eventually;
 pub mod http;
@@ -19,6 +20,7 @@ pub mod tools;
 
 pub use broker::Broker;
 pub use client::Client;
+pub use cluster::{Cluster, Options};
 pub use database::{Backend, Database};
 pub use eventually::eventually;
 pub use postgres::PostgresServer;
