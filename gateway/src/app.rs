@@ -67,13 +67,14 @@ pub async fn run(
         let (log, gone) = (log.clone(), gone.clone());
         async move { flusher.flush_until(log, gone).await }
     });
+    let contacts = Contacts::new(client.clone());
     let announcer = Announcer {
         presence: presence.clone(),
         client: client.clone(),
         gateway: gateway.clone(),
         sessions: Announcer::bucket(&jetstream).await?,
         log: log.clone(),
-        contacts: Contacts::new(client.clone()),
+        contacts: contacts.clone(),
         leases: leases.clone(),
     };
     tasks.spawn(leases.clone().watch(gone.clone()));
@@ -94,6 +95,7 @@ pub async fn run(
         ),
         registry: registry.clone(),
         presence: presence.clone(),
+        contacts,
         drain: stop.clone(),
     });
     let router = routes::router(routes::App { shared, authenticator });

@@ -2,12 +2,12 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, ValueEnum};
+use clap::{ArgGroup, Args, Parser, ValueEnum};
 use herald_proto::broker::BrokerArgs;
 
 /// Herald's gateway: terminates clients' WebSockets.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "herald-gateway", version)]
+#[command(name = "herald-gateway", version, group = ArgGroup::new("auth").required(true).multiple(false))]
 pub struct Config {
     /// Where clients connect (`/ws`), and where `/healthz` and `/readyz` are served.
     #[arg(long, env = "HERALD_LISTEN", default_value = "127.0.0.1:8080")]
@@ -56,7 +56,7 @@ pub enum LogFormat {
 
 /// How clients are authenticated: by a JWT whose `sub` is the user id. Exactly one way has to be chosen.
 #[derive(Debug, Clone, Default, Args)]
-#[group(id = "auth", required = true, multiple = false)]
+#[group(skip)]
 pub struct AuthArgs {
     /// File with the secret of HS256 tokens.
     #[arg(long, env = "HERALD_AUTH_HS256_SECRET_FILE", group = "auth")]

@@ -13,29 +13,48 @@ use crate::error::Error;
 pub struct Contacts {
     client: Client,
     cache: Cache<UserId, Arc<[UserId]>>,
+    /// Whom users of this gateway wrote to of late.
+    met: Cache<UserId, Arc<[UserId]>>,
 }
 
 /// Users whose contacts are remembered.
 const CAPACITY: u64 = 10_000;
-/// How long: a chat that is younger may miss a presence event.
+/// How long: a chat that was opened through another gateway since may miss a presence event.
 const REMEMBERED: Duration = Duration::from_secs(10);
+/// The most users remembered as met by one.
+const MET: usize = 32;
 const TRIES: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(200);
 
 impl Contacts {
     /// Nothing known yet.
     pub fn new(client: Client) -> Self {
-        let cache = Cache::builder().max_capacity(CAPACITY).time_to_live(REMEMBERED).build();
-        Self { client, cache }
+        let cache = |lives| Cache::builder().max_capacity(CAPACITY).time_to_live(lives).build();
+        Self { client, cache: cache(REMEMBERED), met: cache(REMEMBERED * 2) }
     }
 
     /// The user's contacts; none if the workers don't answer for some time, which is logged.
-    pub async fn of(&self, user: &UserId) -> Arc<[UserId]> {
-        match self.cache.try_get_with(user.clone(), self.ask(user)).await {
+    pub async fn of(&self, user: &UserId) -> Vec<UserId> {
+        let known = match self.cache.try_get_with(user.clone(), self.ask(user)).await {
             Ok(contacts) => contacts,
             Err(error) => {
                 tracing::warn!(%error, "contacts can't be looked up, they miss a presence event");
                 Arc::default()
+            }
+        };
+        let met = self.met.get(user).await.unwrap_or_default();
+        let new = met.iter().filter(|peer| !known.contains(peer));
+        known.iter().chain(new).cloned().collect()
+    }
+
+    /// Two users share a chat from now on, or have done so for long: whichever, they are contacts at once, though a
+    /// look-up from before is remembered or under way.
+    pub async fn meet(&self, one: &UserId, other: &UserId) {
+        for (user, peer) in [(one, other), (other, one)] {
+            let met = self.met.get(user).await.unwrap_or_default();
+            if !met.contains(peer) {
+                let latest = std::iter::once(peer).chain(met.iter()).take(MET).cloned().collect();
+                self.met.insert(user.clone(), latest).await;
             }
         }
     }

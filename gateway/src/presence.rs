@@ -326,8 +326,8 @@ impl Announcer {
             let Ok(frame) = to_raw_value(&Event::new(now_ms(), body)) else { return };
             let Ok(signal) = serde_json::to_vec(&Signal::Frame(frame)) else { return };
             let signal = bytes::Bytes::from(signal);
-            for contact in contacts.of(&user).await.iter() {
-                if let Err(error) = client.publish(subject::live(contact), signal.clone()).await {
+            for contact in contacts.of(&user).await {
+                if let Err(error) = client.publish(subject::live(&contact), signal.clone()).await {
                     tracing::warn!(%error, "a presence event was lost");
                 }
             }

@@ -6,9 +6,9 @@ use std::{sync::Arc, time::Instant};
 use axum::extract::ws::{CloseFrame, Message, WebSocket};
 use futures::{SinkExt, StreamExt, future::OptionFuture};
 use herald_proto::{
-    Chat, CloseCode, DeviceId, UserId,
+    Chat, CloseCode, DeviceId, EventId, RequestId, UserId,
     clock::now_ms,
-    frame::{Event, EventBody},
+    frame::{Event, EventBody, Request},
     payload::Typing,
     subject,
     wire::{Command, Signal},
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::Limits,
+    contacts::Contacts,
     cursors::Cursors,
     error::Error,
     log::EventLog,
@@ -54,6 +55,8 @@ pub struct Shared {
     pub registry: Registry,
     /// Who is told that users come and go.
     pub presence: Presence,
+    /// Whom to tell.
+    pub contacts: Contacts,
     /// Cancelled when the gateway drains.
     pub drain: CancellationToken,
 }
@@ -261,13 +264,7 @@ impl Session {
         }
     }
 
-    fn publish(
-        &mut self,
-        id: herald_proto::RequestId,
-        sent_at: i64,
-        request: herald_proto::frame::Request,
-        out: &mut Vec<Output>,
-    ) {
+    fn publish(&mut self, id: RequestId, sent_at: i64, request: Request, out: &mut Vec<Output>) {
         let user = &self.identity.user;
         // The state has refused chats with oneself.
         let Some(chat) = Chat::between(user, request.peer()) else { return };
@@ -316,7 +313,7 @@ impl Session {
 
 /// What the session's loop has to do.
 enum Step {
-    Fetch { after: herald_proto::EventId, limit: usize },
+    Fetch { after: EventId, limit: usize },
     Close(CloseCode, String),
 }
 

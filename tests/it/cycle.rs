@@ -33,7 +33,10 @@ async fn acked(client: &mut Client, event: &Value) -> Result<()> {
     let id = event["id"].as_u64().unwrap();
     client.send(&json!({"type": "ack", "id": id})).await?;
     let answer = client.response(&id.to_string()).await?;
-    assert_eq!(stable(answer), json!({"type": "response", "timestamp": "now", "id": id.to_string()}));
+    assert_eq!(
+        stable(answer),
+        json!({"type": "response", "timestamp": "now", "id": id.to_string()})
+    );
     Ok(())
 }
 
@@ -84,7 +87,10 @@ async fn a_message_lives_its_whole_life_as_in_the_examples(backend: Backend) -> 
             "payload": {"chatId": "User1", "messageId": 1}}))
         .await?;
     let answer = user2.response("101").await?;
-    assert_eq!(stable(answer), json!({"type": "response", "timestamp": "now", "id": "101", "payload": {}}));
+    assert_eq!(
+        stable(answer),
+        json!({"type": "response", "timestamp": "now", "id": "101", "payload": {}})
+    );
     let event = user1.event("dlvrd").await?;
     assert_eq!(
         stable(event.clone()),
@@ -137,14 +143,19 @@ async fn a_dlvrd_without_a_message_id_covers_all_so_far(backend: Backend) -> Res
     let mut user1 = cluster.connect("User1").await?;
     let mut user2 = cluster.connect("User2").await?;
     for key in ["a", "b", "c"] {
-        user2.request("new", json!({"chatId": "User1", "clientMessageId": key, "message": key})).await?;
+        user2
+            .request("new", json!({"chatId": "User1", "clientMessageId": key, "message": key}))
+            .await?;
     }
     user1
         .send(&json!({"type": "request", "timestamp": 1700300000000_i64, "id": "14", "payloadType": "dlvrd",
             "payload": {"chatId": "User2"}}))
         .await?;
     let answer = user1.response("14").await?;
-    assert_eq!(stable(answer), json!({"type": "response", "timestamp": "now", "id": "14", "payload": {}}));
+    assert_eq!(
+        stable(answer),
+        json!({"type": "response", "timestamp": "now", "id": "14", "payload": {}})
+    );
     let event = user2.event("dlvrd").await?;
     assert_eq!(
         stable(event),
@@ -156,8 +167,10 @@ async fn a_dlvrd_without_a_message_id_covers_all_so_far(backend: Backend) -> Res
 
 async fn a_users_coming_and_going_is_told_to_its_contacts(backend: Backend) -> Result<()> {
     let cluster = Cluster::start(backend, Options::default()).await?;
-    let mut user2 = cluster.connect("User2").await?;
-    let answer = user2.request("new", json!({"chatId": "User1", "clientMessageId": "k", "message": "hi"})).await?;
+    let mut user2 = cluster.connect_with_presence(0, "User2", "default").await?;
+    let answer = user2
+        .request("new", json!({"chatId": "User1", "clientMessageId": "k", "message": "hi"}))
+        .await?;
     assert!(answer.get("error").is_none(), "{answer}");
     let mut user1 = cluster.connect("User1").await?;
     let event = user2.event("online").await?;
@@ -165,7 +178,9 @@ async fn a_users_coming_and_going_is_told_to_its_contacts(backend: Backend) -> R
         stable(event),
         json!({"type": "event", "timestamp": "now", "eventType": "online", "payload": {"userId": "User1"}})
     );
-    user1.send(&json!({"type": "event", "timestamp": 1700400000000_i64, "eventType": "offline"})).await?;
+    user1
+        .send(&json!({"type": "event", "timestamp": 1700400000000_i64, "eventType": "offline"}))
+        .await?;
     let event = user2.event("offline").await?;
     assert_eq!(
         stable(event),

@@ -1,5 +1,11 @@
 //! End to end, on real parts: one file a promise.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 /// Makes a test of an `async fn(Backend) -> Result<()>` on each database.
 macro_rules! on_both {
@@ -21,14 +27,24 @@ macro_rules! on_both {
     )*};
 }
 
+mod counts;
 mod cycle;
+mod delivery;
+mod errors;
+mod hostile;
+mod sessions;
+mod trace;
 
 /// Turns on what the programs turn on in `main`, once: without it spans have no trace contexts.
 fn traced() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
         let filter = std::env::var("HERALD_LOG").unwrap_or_else(|_| "off".into());
-        let telemetry = herald_proto::telemetry::init("herald-tests", &filter, herald_proto::telemetry::LogFormat::Pretty);
+        let telemetry = herald_proto::telemetry::init(
+            "herald-tests",
+            &filter,
+            herald_proto::telemetry::LogFormat::Pretty,
+        );
         // Kept for as long as the process lives.
         std::mem::forget(telemetry.unwrap());
     });

@@ -30,7 +30,13 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { gateways: 1, workers: 1, gateway_flags: vec![], worker_flags: vec![], insecure: true }
+        Self {
+            gateways: 1,
+            workers: 1,
+            gateway_flags: vec![],
+            worker_flags: vec![],
+            insecure: true,
+        }
     }
 }
 
@@ -130,7 +136,8 @@ impl Cluster {
         flags.insert(1, "run".into());
         flags.extend(["--database-url".into(), self.database.url().into()]);
         flags.extend(self.options.worker_flags.iter().cloned());
-        let Command::Run(config) = herald_worker::config::Cli::try_parse_from(flags)?.command else {
+        let Command::Run(config) = herald_worker::config::Cli::try_parse_from(flags)?.command
+        else {
             anyhow::bail!("not the command run");
         };
         let listener = TcpListener::bind("127.0.0.1:0").await?;
@@ -178,10 +185,24 @@ impl Cluster {
     }
 
     /// Connects a user's device to a gateway, and waits until the session has begun: from then on nothing is missed.
+    /// Presence is left out.
     ///
     /// # Errors
     /// If it is not let in.
     pub async fn connect_to(&self, gateway: usize, user: &str, device: &str) -> Result<Client> {
+        Ok(self.connect_with_presence(gateway, user, device).await?.without_presence())
+    }
+
+    /// The same, with presence.
+    ///
+    /// # Errors
+    /// If it is not let in.
+    pub async fn connect_with_presence(
+        &self,
+        gateway: usize,
+        user: &str,
+        device: &str,
+    ) -> Result<Client> {
         let mut client = Client::connect(&self.user_url(gateway, user, device)?).await?;
         // Whatever is answered shows that the session is under way; what came before is kept.
         client.ack(0).await?;
@@ -219,7 +240,11 @@ async fn ready(member: Member) -> Result<Member> {
 fn percent(text: &str) -> String {
     text.bytes()
         .map(|byte| {
-            if byte.is_ascii_alphanumeric() { char::from(byte).to_string() } else { format!("%{byte:02X}") }
+            if byte.is_ascii_alphanumeric() {
+                char::from(byte).to_string()
+            } else {
+                format!("%{byte:02X}")
+            }
         })
         .collect()
 }
