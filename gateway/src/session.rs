@@ -228,10 +228,16 @@ impl Session {
                     Output::Send(frame) => messages.push(Message::Text(frame)),
                     Output::Ping => messages.push(Message::Ping(bytes::Bytes::new())),
                     Output::Publish { id, sent_at, request } => {
-                        self.publish(id, sent_at, request, out)
+                        if matches!(request, Request::New(_)) {
+                            let peer = request.peer();
+                            self.shared.contacts.meet(&self.identity.user, peer).await;
+                        }
+                        self.publish(id, sent_at, request, out);
                     }
                     Output::Typing(peer) => {
-                        self.shared.clone().typing(self.identity.user.clone(), &peer).await;
+                        // Not by a method of the session: its socket can't be lent across an await.
+                        let shared = self.shared.clone();
+                        shared.typing(self.identity.user.clone(), &peer).await;
                     }
                     Output::Offline => self.go_offline(),
                     Output::Fetch { after, limit } => steps.push(Step::Fetch { after, limit }),

@@ -14,13 +14,11 @@ macro_rules! on_both {
         mod $name {
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn sqlite() -> anyhow::Result<()> {
-                super::super::traced();
                 Box::pin(super::$name(herald_tests::Backend::Sqlite)).await
             }
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn postgres() -> anyhow::Result<()> {
-                super::super::traced();
                 Box::pin(super::$name(herald_tests::Backend::Postgres)).await
             }
         }
@@ -34,18 +32,3 @@ mod errors;
 mod hostile;
 mod sessions;
 mod trace;
-
-/// Turns on what the programs turn on in `main`, once: without it spans have no trace contexts.
-fn traced() {
-    static ONCE: std::sync::Once = std::sync::Once::new();
-    ONCE.call_once(|| {
-        let filter = std::env::var("HERALD_LOG").unwrap_or_else(|_| "off".into());
-        let telemetry = herald_proto::telemetry::init(
-            "herald-tests",
-            &filter,
-            herald_proto::telemetry::LogFormat::Pretty,
-        );
-        // Kept for as long as the process lives.
-        std::mem::forget(telemetry.unwrap());
-    });
-}

@@ -153,6 +153,15 @@ impl Client {
             .with_context(|| format!("the event {event_type}"))
     }
 
+    /// An event of that type that has come already and was kept.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn queued(&mut self, event_type: &str) -> Result<Value> {
+        let at = self.queue.iter().position(|frame| is(frame, "eventType", event_type));
+        at.and_then(|at| self.queue.remove(at)).with_context(|| format!("no {event_type} is kept"))
+    }
+
     /// The next event of whatever type; responses are kept.
     ///
     /// # Errors

@@ -1,9 +1,10 @@
 //! A whole Herald in this process: gateways and workers as the programs run them, on a real broker and database.
 
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::{net::SocketAddr, path::Path, sync::Once, time::Duration};
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
+use herald_proto::telemetry;
 use herald_worker::{config::Command, store::Store};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -113,6 +114,7 @@ impl Cluster {
     /// # Errors
     /// If a part does not start.
     pub async fn start(backend: Backend, options: Options) -> Result<Self> {
+        traced();
         let (broker, database) = tokio::try_join!(Broker::start(), Database::create(backend))?;
         Store::connect(database.url(), 2).await?.migrate().await?;
         let mut cluster = Self { gateways: vec![], workers: vec![], broker, database, options };
@@ -222,6 +224,19 @@ impl Cluster {
     pub fn scratch(&self) -> &Path {
         self.broker.data_dir()
     }
+}
+
+/// Turns on what the programs turn on in `main`, once: without it spans have no trace contexts. `HERALD_LOG` shows logs.
+fn traced() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let filter = std::env::var("HERALD_LOG").unwrap_or_else(|_| "off".into());
+        match telemetry::init("herald-tests", &filter, telemetry::LogFormat::Pretty) {
+            // Kept for as long as the process lives.
+            Ok(telemetry) => std::mem::forget(telemetry),
+            Err(error) => tracing::error!(%error, "telemetry"),
+        }
+    });
 }
 
 async fn ready(member: Member) -> Result<Member> {

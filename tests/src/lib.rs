@@ -10,6 +10,7 @@ pub mod cluster;
 pub mod database;
 pub mod eventually;
 pub mod http;
+pub mod load;
 pub mod owner;
 pub mod port;
 pub mod postgres;

@@ -50,6 +50,8 @@ pub struct Ledger {
     last_arrived: u64,
     last_received: u64,
     completed: u64,
+    /// Acks and reports that were sent, less those that were answered.
+    owed: i64,
     faults: Faults,
 }
 
@@ -67,6 +69,7 @@ impl Ledger {
             last_arrived: 0,
             last_received: 0,
             completed: 0,
+            owed: 0,
             faults: Faults::default(),
         }
     }
@@ -74,6 +77,21 @@ impl Ledger {
     /// How many messages are not complete.
     pub fn open(&self) -> usize {
         self.open.len()
+    }
+
+    /// Whether nothing is on its way: all messages are complete, all acks and reports answered.
+    pub fn is_settled(&self) -> bool {
+        self.open.is_empty() && self.owed == 0
+    }
+
+    /// An ack or a report is being sent.
+    pub fn asked(&mut self) {
+        self.owed += 1;
+    }
+
+    /// An ack or a report was answered.
+    pub fn replied(&mut self) {
+        self.owed -= 1;
     }
 
     /// How many messages have become complete since this was last asked.
@@ -189,6 +207,8 @@ impl Ledger {
 
     /// The end: what is still open is lost. Returns all that was wrong.
     pub fn close(mut self) -> Faults {
+        self.faults.unanswered += u64::try_from(self.owed).unwrap_or(0);
+        self.faults.stray_responses += u64::try_from(-self.owed).unwrap_or(0);
         for message in self.open.values() {
             let fault = match message {
                 Message { answered: false, .. } => &mut self.faults.unanswered,

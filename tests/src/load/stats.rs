@@ -178,7 +178,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn latencies_are_those_of_messages_sent_in_the_window_and_completions_those_that_fall_into_it() {
+    fn latencies_are_those_of_messages_sent_in_the_window_and_completions_those_that_fall_into_it()
+    {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut stats = Stats::new().unwrap();

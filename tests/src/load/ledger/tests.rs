@@ -163,7 +163,10 @@ fn response_event_and_receipt_must_agree() {
     pair.ledger.answered(2, 3);
     pair.arrive(1, 1);
     pair.arrive(2, 2);
-    assert_eq!(pair.ledger.faults.mismatches, 1, "one id for the sender, another for the recipient");
+    assert_eq!(
+        pair.ledger.faults.mismatches, 1,
+        "one id for the sender, another for the recipient"
+    );
     pair.receive(1, 2);
     assert_eq!(pair.ledger.close().mismatches, 2, "the receipt names another key");
 }
@@ -210,5 +213,32 @@ fn a_report_that_was_refused_needs_no_receipt() {
     pair.arrive(1, 1);
     pair.ledger.report_refused(1);
     assert_eq!((pair.ledger.open(), pair.ledger.take_completed()), (0, 0));
+    assert_eq!(pair.ledger.close(), Faults::default());
+}
+
+#[test]
+fn every_ack_and_report_is_answered_once() {
+    let mut ledger = Ledger::new(true);
+    ledger.asked();
+    assert!(!ledger.is_settled());
+    ledger.replied();
+    assert!(ledger.is_settled());
+    ledger.replied();
+    assert_eq!(ledger.close(), Faults { stray_responses: 1, ..Faults::default() });
+
+    let mut ledger = Ledger::new(true);
+    ledger.asked();
+    assert_eq!(ledger.close(), Faults { unanswered: 1, ..Faults::default() });
+}
+
+#[test]
+fn a_refused_report_leaves_the_answer_to_wait_for() {
+    let mut pair = Pair::new(true);
+    pair.send(1);
+    pair.arrive(1, 1);
+    pair.ledger.report_refused(1);
+    assert_eq!(pair.ledger.open(), 1);
+    pair.ledger.answered(1, 1);
+    assert_eq!(pair.ledger.open(), 0);
     assert_eq!(pair.ledger.close(), Faults::default());
 }
