@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, Uri, header};
 use herald_proto::{DeviceId, UserId};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde::Deserialize;
@@ -32,7 +32,7 @@ enum Keys {
 /// The query of `/ws`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Query {
+struct Query {
     /// The user, in insecure mode.
     user_id: Option<String>,
     /// The device.
@@ -80,11 +80,13 @@ impl Authenticator {
         Ok(Self { keys, audience: args.auth_audience.clone(), issuer: args.auth_issuer.clone() })
     }
 
-    /// Says who sends these headers and this query.
+    /// Says who sends these headers to this address.
     ///
     /// # Errors
     /// [`Error::Unauthenticated`] says why not.
-    pub async fn identify(&self, headers: &HeaderMap, query: Query) -> Result<Identity, Error> {
+    pub async fn identify(&self, headers: &HeaderMap, uri: &Uri) -> Result<Identity, Error> {
+        let query = axum::extract::Query::<Query>::try_from_uri(uri);
+        let axum::extract::Query(query) = query.map_err(|why| unauthenticated(why.to_string()))?;
         let device = match query.device_id {
             Some(device) => {
                 DeviceId::new(device).map_err(|why| unauthenticated(format!("deviceId: {why}")))?
@@ -150,9 +152,18 @@ fn token(headers: &HeaderMap) -> Option<&str> {
         let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
         return scheme.eq_ignore_ascii_case("bearer").then(|| token.trim());
     }
-    let offered = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL);
-    let mut protocols =
-        offered.iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
-    protocols.find(|protocol| protocol.trim() == SUBPROTOCOL)?;
-    protocols.next().map(str::trim)
+    let mut protocols = protocols(headers);
+    protocols.find(|protocol| *protocol == SUBPROTOCOL)?;
+    protocols.next()
+}
+
+/// Whether the client offers the subprotocol, which then has to be chosen.
+pub fn offers_bearer(headers: &HeaderMap) -> bool {
+    protocols(headers).any(|protocol| protocol == SUBPROTOCOL)
+}
+
+fn protocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let offered = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).into_iter();
+    let lists = offered.filter_map(|value| value.to_str().ok());
+    lists.flat_map(|value| value.split(',')).map(str::trim)
 }

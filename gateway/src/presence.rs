@@ -327,7 +327,10 @@ impl Announcer {
             let Ok(signal) = serde_json::to_vec(&Signal::Frame(frame)) else { return };
             let signal = bytes::Bytes::from(signal);
             let contacts = contacts.of(&user).await;
-            tracing::debug!(herald.contacts = contacts.len(), "a user came or went, its contacts are told");
+            tracing::debug!(
+                herald.contacts = contacts.len(),
+                "a user came or went, its contacts are told"
+            );
             for contact in contacts {
                 if let Err(error) = client.publish(subject::live(&contact), signal.clone()).await {
                     tracing::warn!(%error, "a presence event was lost");

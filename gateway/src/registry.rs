@@ -6,12 +6,12 @@ use std::{
 };
 
 use async_nats::{Client, Message};
-use axum::extract::ws::Utf8Bytes;
 use futures::StreamExt;
 use herald_proto::{
     CloseCode, DeviceId, EventId, UserId, header, subject, telemetry,
     wire::{Replies, Signal},
 };
+use tokio_tungstenite::tungstenite::Utf8Bytes;
 use tokio_util::sync::CancellationToken;
 
 use crate::{

@@ -6,16 +6,21 @@ use std::sync::Arc;
 use async_nats::connection;
 use axum::{
     Router,
-    extract::{Query, State, WebSocketUpgrade},
-    http::{HeaderMap, HeaderValue, StatusCode},
-    response::Response,
+    body::Body,
+    extract::{Request, State},
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
     routing::get,
 };
+use herald_proto::CloseCode;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
 
 use crate::{
     auth::{self, Authenticator},
     error::Error,
-    session::{self, Shared},
+    session::{self, Identity, Shared, Socket},
 };
 
 /// What the routes act on.
@@ -26,11 +31,6 @@ pub struct App {
     /// Who clients are.
     pub authenticator: Arc<Authenticator>,
 }
-
-/// tungstenite allocates this for each connection and keeps it; frames larger than it take more reads.
-const READ_BUFFER: usize = 2 * 1024;
-/// What may wait in a connection's write buffer before it is written.
-const WRITE_BUFFER: usize = 16 * 1024;
 
 /// The router.
 pub fn router(app: App) -> Router {
@@ -52,40 +52,40 @@ async fn ready(State(app): State<App>) -> (StatusCode, &'static str) {
 }
 
 /// Who is not let in is told by a close code: a browser sees no HTTP status.
-async fn websocket(
-    State(App { shared, authenticator }): State<App>,
-    query: Result<Query<auth::Query>, axum::extract::rejection::QueryRejection>,
-    headers: HeaderMap,
-    upgrade: WebSocketUpgrade,
-) -> Response {
-    let identity = match query {
-        Ok(Query(query)) => authenticator.identify(&headers, query).await,
-        Err(error) => Err(Error::Unauthenticated(error.to_string())),
+///
+/// The handshake is done here and not by axum's extractor: its sockets can only stand on hyper's connections, and a
+/// session is to be tested on a stream in memory too.
+async fn websocket(State(app): State<App>, mut request: Request) -> Response {
+    let Ok(mut response) = create_response_with_body(&request, Body::empty) else {
+        return (StatusCode::BAD_REQUEST, "this is a WebSocket endpoint\n").into_response();
     };
-    let hard_limit = shared.limits.max_frame_bytes.saturating_mul(4);
-    let mut upgrade = upgrade
-        .read_buffer_size(READ_BUFFER)
-        .write_buffer_size(WRITE_BUFFER)
-        .max_write_buffer_size(usize::MAX)
-        .max_message_size(hard_limit)
-        .max_frame_size(hard_limit);
-    let bearer = HeaderValue::from_static(auth::SUBPROTOCOL);
-    if upgrade.requested_protocols().any(|protocol| *protocol == bearer) {
-        upgrade.set_selected_protocol(bearer);
+    if auth::offers_bearer(request.headers()) {
+        let bearer = HeaderValue::from_static(auth::SUBPROTOCOL);
+        response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, bearer);
     }
-    upgrade.on_upgrade(move |mut socket| async move {
-        let patience = shared.limits.write_timeout;
-        match identity {
-            _ if shared.drain.is_cancelled() => {
-                let code = herald_proto::CloseCode::ServiceRestart;
-                session::close(&mut socket, code, "this gateway is restarting".into(), patience)
-                    .await;
-            }
-            Ok(identity) => session::run(shared, socket, identity).await,
-            Err(error) => {
-                tracing::info!(%error, "a client is not let in");
-                session::close(&mut socket, error.close_code(), error.to_string(), patience).await;
-            }
+    let upgrade = hyper::upgrade::on(&mut request);
+    let identity = app.authenticator.identify(request.headers(), request.uri()).await;
+    tokio::spawn(async move {
+        match upgrade.await {
+            Ok(stream) => serve(app.shared, TokioIo::new(stream), identity).await,
+            Err(error) => tracing::debug!(%error, "a client left during its handshake"),
         }
-    })
+    });
+    response
+}
+
+async fn serve(shared: Arc<Shared>, stream: TokioIo<Upgraded>, identity: Result<Identity, Error>) {
+    let limits = &shared.limits;
+    let hard_limit = limits.max_frame_bytes.saturating_mul(4);
+    let socket = Socket::new(stream, hard_limit, limits.write_timeout).await;
+    match identity {
+        _ if shared.drain.is_cancelled() => {
+            socket.close(CloseCode::ServiceRestart, "this gateway is restarting").await;
+        }
+        Ok(identity) => session::run(shared, socket, identity).await,
+        Err(error) => {
+            tracing::info!(%error, "a client is not let in");
+            socket.close(error.close_code(), &error.to_string()).await;
+        }
+    }
 }

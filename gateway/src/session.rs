@@ -3,8 +3,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use axum::extract::ws::{CloseFrame, Message, WebSocket};
-use futures::{SinkExt, StreamExt, future::OptionFuture};
+use futures::future::OptionFuture;
 use herald_proto::{
     Chat, CloseCode, DeviceId, EventId, RequestId, UserId,
     clock::now_ms,
@@ -14,8 +13,8 @@ use herald_proto::{
     wire::{Command, Signal},
 };
 use serde_json::value::to_raw_value;
-use tokio::time::timeout;
-use tokio_tungstenite::tungstenite;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -31,10 +30,13 @@ use crate::{
 
 pub mod bucket;
 pub mod inbox;
+pub mod socket;
 pub mod state;
 pub mod window;
 
 pub use inbox::{Delivery, Inbox};
+pub use socket::Socket;
+use socket::Written;
 pub use state::{Fetched, Output, State};
 
 /// What all sessions of a gateway share.
@@ -73,10 +75,10 @@ pub struct Identity {
 }
 
 /// A session under way.
-struct Session {
+struct Session<S> {
     shared: Arc<Shared>,
     identity: Identity,
-    socket: WebSocket,
+    socket: Socket<S>,
     seat: Seat,
     state: State,
     is_present: bool,
@@ -86,7 +88,10 @@ struct Session {
 const RECONNECT_SPREAD: u64 = 5000;
 
 /// Serves a client until it goes, or has to.
-pub async fn run(shared: Arc<Shared>, mut socket: WebSocket, identity: Identity) {
+pub async fn run<S>(shared: Arc<Shared>, socket: Socket<S>, identity: Identity)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     match open(&shared, &identity).await {
         Ok((seat, state)) => {
             let mut session = Session { shared, identity, socket, seat, state, is_present: true };
@@ -96,8 +101,7 @@ pub async fn run(shared: Arc<Shared>, mut socket: WebSocket, identity: Identity)
         }
         Err(error) => {
             tracing::warn!(%error, "a session can't begin");
-            close(&mut socket, error.close_code(), error.to_string(), shared.limits.write_timeout)
-                .await;
+            socket.close(error.close_code(), &error.to_string()).await;
         }
     }
 }
@@ -136,7 +140,7 @@ impl Shared {
 
 type Closing = Option<(CloseCode, String)>;
 
-impl Session {
+impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     /// Returns how the session has to be closed; `None` if the client is gone.
     async fn serve(&mut self) -> Closing {
         let mut out = Vec::new();
@@ -160,9 +164,8 @@ impl Session {
             let next_tick = self.state.next_tick(Instant::now());
             tokio::select! {
                 message = self.socket.next() => match message {
-                    Some(Ok(message)) => self.message(message, &mut out)?,
-                    Some(Err(error)) => return failure(error),
-                    None => return None,
+                    Ok(message) => self.message(message, &mut out)?,
+                    Err(closing) => return closing,
                 },
                 () = inbox.arrived() => {
                     if let Some(close) = self.deliveries(&inbox, &mut out) {
@@ -196,7 +199,8 @@ impl Session {
         match message {
             Message::Text(text) => self.state.text(&text, now_ms(), now, out),
             Message::Binary(_) => self.state.binary(now_ms(), now, out),
-            Message::Ping(_) | Message::Pong(_) => self.state.heard(now),
+            // A raw frame is never what a read returns.
+            Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => self.state.heard(now),
             Message::Close(_) => return None,
         }
         Some(())
@@ -252,21 +256,12 @@ impl Session {
         if messages.is_empty() {
             return Some(steps);
         }
-        let socket = &mut self.socket;
-        // All frames in one write.
-        let write = async {
-            for message in messages {
-                socket.feed(message).await?;
+        match self.socket.write(messages).await {
+            Written::All => Some(steps),
+            Written::Gone => None,
+            Written::Stuck => {
+                Some(vec![Step::Close(CloseCode::Idle, "the client does not read".into())])
             }
-            socket.flush().await
-        };
-        match timeout(self.shared.limits.write_timeout, write).await {
-            Ok(Ok(())) => Some(steps),
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "a client is gone");
-                None
-            }
-            Err(_) => Some(vec![Step::Close(CloseCode::Idle, "the client does not read".into())]),
         }
     }
 
@@ -312,7 +307,7 @@ impl Session {
                 reason = format!("{{\"retryAfter\":{}}}", fastrand::u64(0..RECONNECT_SPREAD));
             }
             tracing::debug!(herald.close_code = code.code(), %reason, "a session is closed");
-            close(&mut self.socket, code, reason, self.shared.limits.write_timeout).await;
+            self.socket.close(code, &reason).await;
         }
     }
 }
@@ -322,41 +317,3 @@ enum Step {
     Fetch { after: EventId, limit: usize },
     Close(CloseCode, String),
 }
-
-/// What a failed read means: too large a message is answered, anything else is a client that is gone.
-fn failure(error: axum::Error) -> Closing {
-    match error.into_inner().downcast::<tungstenite::Error>().as_deref() {
-        Ok(tungstenite::Error::Capacity(_)) => {
-            Some((CloseCode::TooLarge, "the frame is far over the limit".into()))
-        }
-        Ok(tungstenite::Error::Utf8(_)) => {
-            Some((CloseCode::Abuse, "a text frame must be UTF-8".into()))
-        }
-        _ => None,
-    }
-}
-
-/// Says goodbye, as far as the client listens.
-pub async fn close(
-    socket: &mut WebSocket,
-    code: CloseCode,
-    reason: String,
-    patience: std::time::Duration,
-) {
-    let frame = CloseFrame {
-        code: code.code(),
-        reason: reason.chars().take(120).collect::<String>().into(),
-    };
-    let goodbye = async {
-        socket.send(Message::Close(Some(frame))).await?;
-        // The client's own close frame ends the stream; what it sent before is not read any more.
-        while let Some(Ok(_)) = socket.next().await {}
-        Ok::<(), axum::Error>(())
-    };
-    if !matches!(timeout(patience.min(GOODBYE), goodbye).await, Ok(Ok(()))) {
-        tracing::debug!("a client did not say goodbye");
-    }
-}
-
-/// How long a client has to answer a close frame.
-const GOODBYE: std::time::Duration = std::time::Duration::from_secs(1);

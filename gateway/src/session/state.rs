@@ -6,11 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::extract::ws::Utf8Bytes;
 use herald_proto::{
     CloseCode, Error, EventId, RequestId, UserId,
     frame::{Answer, ClientFrame, Event, EventBody, Request, Response, to_text, with_id},
 };
+use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::{bucket::Bucket, window::Window};
 use crate::config::Limits;

@@ -5,8 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::extract::ws::Utf8Bytes;
 use herald_proto::EventId;
+use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 /// Events sent to a device and not yet acked.
 #[derive(Debug)]

@@ -22,6 +22,9 @@ pub struct Args {
     /// Process id of a running gateway, to measure it; repeatable.
     #[arg(long, requires = "url")]
     pub gateway_pid: Vec<u32>,
+    /// Folder with the programs `herald-gateway` and `herald-worker`, to measure those. [default: builds them]
+    #[arg(long)]
+    pub programs: Option<PathBuf>,
     /// The database to start.
     #[arg(long, value_enum, default_value_t = Kind::Postgres)]
     pub backend: Kind,

@@ -52,7 +52,13 @@ impl Parts {
     /// # Errors
     /// If something does not get ready; holds the end of its log.
     pub async fn start(args: &Args) -> Result<Self> {
-        let binaries = Binaries::build(true).await?;
+        let binaries = match &args.programs {
+            Some(folder) => Binaries {
+                gateway: folder.join("herald-gateway"),
+                worker: folder.join("herald-worker"),
+            },
+            None => Binaries::build(true).await?,
+        };
         let scratch = match &args.keep_logs {
             Some(_) => None,
             None => Some(tempfile::Builder::new().prefix("herald-load-").tempdir()?),
