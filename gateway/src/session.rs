@@ -118,7 +118,7 @@ async fn open(shared: &Shared, identity: &Identity) -> Result<(Seat, State), Err
     };
     shared.signal(&identity.user, &signal).await;
     let cursor = shared.log.cursor(&identity.user, &identity.device).await?;
-    let (limits, now) = (shared.limits.clone(), Instant::now());
+    let (limits, now) = (shared.limits.clone(), now());
     Ok((seat, State::new(identity.user.clone(), limits, cursor, identity.expires_at, now)))
 }
 
@@ -161,7 +161,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                     Step::Close(code, reason) => return Some((code, reason)),
                 }
             }
-            let next_tick = self.state.next_tick(Instant::now());
+            let next_tick = self.state.next_tick(now());
             tokio::select! {
                 message = self.socket.next() => match message {
                     Ok(message) => self.message(message, &mut out)?,
@@ -175,7 +175,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 Some(fetched) = &mut fetching => {
                     fetching = None.into();
                     match fetched {
-                        Ok(fetched) => self.state.fetched(fetched, now_ms(), Instant::now(), &mut out),
+                        Ok(fetched) => self.state.fetched(fetched, now_ms(), now(), &mut out),
                         Err(error) => {
                             tracing::warn!(%error, "a log can't be read, trying again");
                             self.state.not_fetched();
@@ -183,7 +183,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                     }
                 }
                 () = tokio::time::sleep_until(next_tick.into()) => {
-                    self.state.tick(now_ms(), Instant::now(), &mut out);
+                    self.state.tick(now_ms(), now(), &mut out);
                 }
                 () = drain.cancelled(), if !is_draining => {
                     is_draining = true;
@@ -195,7 +195,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
 
     /// Takes a client's message; `None` if it was its last.
     fn message(&mut self, message: Message, out: &mut Vec<Output>) -> Option<()> {
-        let now = Instant::now();
+        let now = now();
         match message {
             Message::Text(text) => self.state.text(&text, now_ms(), now, out),
             Message::Binary(_) => self.state.binary(now_ms(), now, out),
@@ -210,9 +210,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         for delivery in inbox.take() {
             match delivery {
                 Delivery::Reply { id, frame } => self.state.reply(&id, frame, out),
-                Delivery::Live { id, prev, body } => {
-                    self.state.live(id, prev, &body, Instant::now(), out)
-                }
+                Delivery::Live { id, prev, body } => self.state.live(id, prev, &body, now(), out),
                 Delivery::Tail(id) => self.state.tail(id, out),
                 Delivery::Frame(frame) => out.push(Output::Send(frame)),
                 Delivery::Close(code, reason) => return Some((code, reason.to_owned())),
@@ -310,6 +308,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             self.socket.close(code, &reason).await;
         }
     }
+}
+
+/// The runtime's clock, which a test can pause.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 /// What the session's loop has to do.

@@ -31,4 +31,5 @@ mod delivery;
 mod errors;
 mod hostile;
 mod sessions;
+mod socket;
 mod trace;

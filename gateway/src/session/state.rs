@@ -433,3 +433,6 @@ fn send(response: &Response, out: &mut Vec<Output>) {
         Err(error) => tracing::error!(%error, "a response can't be written"),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,96 @@
+//! The session over a socket in memory, on paused time: what only the loop around the rules can do.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result};
+use async_nats::jetstream;
+use clap::Parser as _;
+use futures::{SinkExt as _, StreamExt as _};
+use herald_gateway::{
+    config::Config,
+    contacts::Contacts,
+    cursors::Cursors,
+    log::EventLog,
+    presence::Presence,
+    publisher::Publisher,
+    registry::Registry,
+    session::{self, Identity, Shared, Socket},
+};
+use herald_proto::{DeviceId, UserId, topology::Topology};
+use herald_tests::{Backend, Cluster, Options};
+use serde_json::{Value, json};
+use tokio::io::DuplexStream;
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{Message, protocol::Role},
+};
+use tokio_util::sync::CancellationToken;
+
+/// A session on a pipe that holds `bytes`, and the client's end of it.
+async fn session(cluster: &Cluster, bytes: usize) -> Result<WebSocketStream<DuplexStream>> {
+    let config = Config::try_parse_from(["herald-gateway", "--insecure-auth"])?;
+    let client = async_nats::connect(cluster.broker.url()).await?;
+    let context = jetstream::new(client.clone());
+    let topology = Topology { partitions: 8, event_streams: 1 };
+    let gateway: Arc<str> = "in-memory".into();
+    let shared = Arc::new(Shared {
+        gateway: gateway.clone(),
+        limits: config.limits.clone(),
+        client: client.clone(),
+        log: EventLog::open(client.clone(), context.clone(), topology).await?,
+        cursors: Cursors::new(),
+        publisher: Publisher::start(client.clone(), context, topology, 16),
+        registry: Registry::new(client.clone(), gateway, 10),
+        presence: Presence::new(config.grace),
+        contacts: Contacts::new(client),
+        drain: CancellationToken::new(),
+    });
+    let (server, stream) = tokio::io::duplex(bytes);
+    let socket = Socket::new(server, 1 << 20, config.limits.write_timeout).await;
+    let identity =
+        Identity { user: UserId::new("User1")?, device: DeviceId::default(), expires_at: None };
+    tokio::spawn(session::run(shared, socket, identity));
+    let mut client = WebSocketStream::from_raw_socket(stream, Role::Client, None).await;
+    client.send(Message::text(json!({"type": "ack", "id": 0}).to_string())).await?;
+    let answer = client.next().await.context("no answer")??;
+    let answer: Value = serde_json::from_str(answer.to_text()?)?;
+    assert_eq!(answer["id"], "0");
+    Ok(client)
+}
+
+#[tokio::test]
+async fn a_client_that_answers_no_ping_is_closed_when_its_time_is_over() -> Result<()> {
+    let cluster = Cluster::start(Backend::Sqlite, Options::default()).await?;
+    let mut client = session(&cluster, 4096).await?;
+    tokio::time::pause();
+    let begin = tokio::time::Instant::now();
+    // Reading the frames off the pipe by hand: a WebSocket client would answer the ping.
+    let pipe = client.get_mut();
+    let mut frame = [0; 2];
+    tokio::io::AsyncReadExt::read_exact(pipe, &mut frame).await?;
+    assert_eq!(frame, [0x89, 0], "a ping");
+    assert_eq!(begin.elapsed().as_secs(), 25);
+    let mut frame = [0; 4];
+    tokio::io::AsyncReadExt::read_exact(pipe, &mut frame).await?;
+    assert_eq!((frame[0], u16::from_be_bytes([frame[2], frame[3]])), (0x88, 4408), "a close frame");
+    assert_eq!(begin.elapsed().as_secs(), 60);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_cut_off_after_the_write_timeout() -> Result<()> {
+    let cluster = Cluster::start(Backend::Sqlite, Options::default()).await?;
+    let mut client = session(&cluster, 512).await?;
+    tokio::time::pause();
+    let begin = tokio::time::Instant::now();
+    // Each is answered; the answers fill the pipe, and nobody takes them out.
+    let flood = async {
+        let ack = json!({"type": "ack", "id": 1}).to_string();
+        while client.send(Message::text(ack.as_str())).await.is_ok() {}
+    };
+    tokio::time::timeout(Duration::from_secs(30), flood)
+        .await
+        .context("the session was not cut")?;
+    assert!((10..=12).contains(&begin.elapsed().as_secs()), "{:?}", begin.elapsed());
+    Ok(())
+}
