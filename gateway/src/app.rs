@@ -1,6 +1,9 @@
 //! The gateway's life: connect, wait for the topology, serve, drain.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use async_nats::{
@@ -31,6 +34,8 @@ use crate::{
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often to look for a topology that no worker has written yet.
 const TOPOLOGY_PAUSE: Duration = Duration::from_millis(250);
+/// How often to look whether the connection was lost since the last sweep.
+const SWEEP_LOOK: Duration = Duration::from_secs(1);
 /// Users whose logs are compared in one request.
 const SWEEP_CHUNK: usize = 256;
 
@@ -80,7 +85,7 @@ pub async fn run(
     tasks.spawn(leases.clone().watch(gone.clone()));
     tasks.spawn(announcer.run(stop.clone()));
     tasks.spawn(replies(client.clone(), gateway.clone(), registry.clone(), gone.clone()));
-    tasks.spawn(sweep(log.clone(), registry.clone(), config.sweep, stop.clone()));
+    tasks.spawn(sweep(client.clone(), log.clone(), registry.clone(), config.sweep, stop.clone()));
     let shared = Arc::new(Shared {
         gateway: gateway.clone(),
         limits: config.limits.clone(),
@@ -184,14 +189,27 @@ async fn replies(client: Client, gateway: Arc<str>, registry: Registry, stop: Ca
 }
 
 /// Compares sessions with their logs now and then: a live event can be lost, and then the log knows more.
-async fn sweep(log: EventLog, registry: Registry, every: Duration, stop: CancellationToken) {
-    let mut tick = tokio::time::interval(every);
+async fn sweep(
+    client: Client,
+    log: EventLog,
+    registry: Registry,
+    every: Duration,
+    stop: CancellationToken,
+) {
+    let mut tick = tokio::time::interval(every.min(SWEEP_LOOK));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut swept_at, mut connects) = (Instant::now(), 0);
     loop {
         tokio::select! {
             _ = tick.tick() => {}
             () = stop.cancelled() => return,
         }
+        // After a lost connection the taps have certainly missed what came meanwhile.
+        let connected = client.statistics().connects.load(Ordering::Relaxed);
+        if connected == connects && swept_at.elapsed() < every {
+            continue;
+        }
+        (swept_at, connects) = (Instant::now(), connected);
         if let Err(error) = sweep_once(&log, &registry).await {
             tracing::warn!(%error, "logs can't be compared, trying again");
         }

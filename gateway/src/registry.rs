@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use async_nats::{Client, Message};
+use async_nats::{Client, Message, Subscriber};
 use futures::StreamExt;
 use herald_proto::{
     CloseCode, DeviceId, EventId, UserId, header, subject, telemetry,
@@ -95,46 +95,52 @@ impl Registry {
     /// # Errors
     /// [`Error::Full`], or if the subscription can't be made.
     pub async fn join(&self, user: &UserId, device: &DeviceId, now: i64) -> Result<Seat, Error> {
-        let inbox = Arc::new(Inbox::new(INBOX));
-        let (seat, needs_tap) = {
-            let mut sessions = self.sessions();
-            if sessions.by_id.len() >= self.max_sessions {
-                return Err(Error::Full);
-            }
-            let id = sessions.next_id;
-            sessions.next_id += 1;
-            sessions.by_id.insert(id, inbox.clone());
-            let session =
-                Session { id, device: device.clone(), opened_at: now, inbox: inbox.clone() };
-            let seat = Seat { registry: self.clone(), user: user.clone(), id, inbox };
-            match sessions.by_user.get_mut(user) {
-                Some(entry) => {
-                    entry.sessions.push(session);
-                    (seat, None)
-                }
-                None => {
-                    let tap = CancellationToken::new();
-                    sessions
-                        .by_user
-                        .insert(user.clone(), User { sessions: vec![session], tap: tap.clone() });
-                    (seat, Some(tap))
-                }
-            }
-        };
-        if let Some(stop) = needs_tap {
-            let subscribed = self.client.subscribe(subject::live(user)).await;
-            let messages = subscribed.map_err(Error::broker("subscribe to a user's events"))?;
-            tokio::spawn(self.clone().tap(user.clone(), messages, stop));
+        // Before the entry is there for others to see, the subscription is on its way: whoever finds the entry may
+        // read the log at once.
+        let has_tap = self.sessions().by_user.contains_key(user);
+        let messages = if has_tap { None } else { Some(self.subscribe(user).await?) };
+        if let Some(seat) = self.sit_down(user, device, now, messages)? {
+            return Ok(seat);
         }
-        Ok(seat)
+        // The user's last session left just now, and its tap with it.
+        let messages = self.subscribe(user).await?;
+        self.sit_down(user, device, now, Some(messages))?.ok_or(Error::Full)
     }
 
-    async fn tap(
-        self,
-        user: UserId,
-        mut messages: async_nats::Subscriber,
-        stop: CancellationToken,
-    ) {
+    async fn subscribe(&self, user: &UserId) -> Result<Subscriber, Error> {
+        let messages = self.client.subscribe(subject::live(user)).await;
+        messages.map_err(Error::broker("subscribe to a user's events"))
+    }
+
+    /// Enters a session; `messages` become the user's tap unless there is one. `None` if there is none at all.
+    fn sit_down(
+        &self,
+        user: &UserId,
+        device: &DeviceId,
+        now: i64,
+        messages: Option<Subscriber>,
+    ) -> Result<Option<Seat>, Error> {
+        let mut sessions = self.sessions();
+        if sessions.by_id.len() >= self.max_sessions {
+            return Err(Error::Full);
+        }
+        let (id, inbox) = (sessions.next_id, Arc::new(Inbox::new(INBOX)));
+        let session = Session { id, device: device.clone(), opened_at: now, inbox: inbox.clone() };
+        match (sessions.by_user.get_mut(user), messages) {
+            (Some(entry), _) => entry.sessions.push(session),
+            (None, Some(messages)) => {
+                let tap = CancellationToken::new();
+                tokio::spawn(self.clone().tap(user.clone(), messages, tap.clone()));
+                sessions.by_user.insert(user.clone(), User { sessions: vec![session], tap });
+            }
+            (None, None) => return Ok(None),
+        }
+        sessions.next_id += 1;
+        sessions.by_id.insert(id, inbox.clone());
+        Ok(Some(Seat { registry: self.clone(), user: user.clone(), id, inbox }))
+    }
+
+    async fn tap(self, user: UserId, mut messages: Subscriber, stop: CancellationToken) {
         loop {
             let message = tokio::select! {
                 () = stop.cancelled() => return,

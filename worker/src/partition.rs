@@ -97,7 +97,7 @@ impl Reader {
         loop {
             let first = tokio::select! {
                 biased;
-                () = self.stop.cancelled() => return Ok(()),
+                () = self.stop.cancelled() => return self.leave(&position).await,
                 message = messages.next() => message,
             };
             let mut delivered = Vec::new();
@@ -131,6 +131,16 @@ impl Reader {
                 return Err(failure);
             }
         }
+    }
+
+    /// Lets the next worker have the partition at once, if it is this one's.
+    async fn leave(&self, position: &Position) -> Result<(), Error> {
+        if position.next_delivery.is_none() {
+            return Ok(());
+        }
+        let name = subject::consumer(self.partition);
+        let unpinned = self.frames.unpin_consumer(&name, subject::WORKERS).await;
+        unpinned.map_err(Error::broker("give a partition up"))
     }
 
     /// Has all frames up to the last one delivered settled.

@@ -27,10 +27,11 @@ const DEADLETTER_MAX_BYTES: i64 = 256 << 20;
 pub async fn ensure(jetstream: &Context, config: &Config) -> Result<Topology, Error> {
     let replicas = usize::from(config.replicas);
     for bucket in buckets(replicas) {
-        jetstream
-            .create_key_value(bucket)
-            .await
-            .map_err(Error::broker("create a key-value bucket"))?;
+        // What exists stays as it is: an operator may have changed it.
+        if jetstream.get_key_value(&bucket.bucket).await.is_err() {
+            let created = jetstream.create_key_value(bucket).await;
+            created.map_err(Error::broker("create a key-value bucket"))?;
+        }
     }
     let topology = agree(jetstream, config).await?;
     for stream in streams(config, topology) {

@@ -51,7 +51,7 @@ pub async fn run(args: &Args, urls: &[String], watched: &[Watched]) -> Result<Tr
         tasks.spawn(recipient::run(shared.clone(), pair.clone(), receiving));
         tasks.spawn(sender::run(shared.clone(), pair.clone(), sending, pace));
     }
-    let progress = tokio::spawn(progress(shared.clone()));
+    let progress = tokio::spawn(progress(shared.clone(), pairs.clone()));
     let driver = Driver { args, shared: &shared, pairs: &pairs, watched };
     let (before, after) = driver.drive().await?;
     progress.abort();
@@ -137,18 +137,18 @@ impl Driver<'_> {
 }
 
 /// Says each second how it goes.
-async fn progress(shared: Arc<Shared>) {
+async fn progress(shared: Arc<Shared>, pairs: Vec<Arc<Pair>>) {
     let mut second = tokio::time::interval(Duration::from_secs(1));
     second.tick().await;
     let (mut sent, mut completed) = (0, 0);
     for seconds in 1.. {
         second.tick().await;
+        let open: usize = pairs.iter().map(|pair| pair.ledger().open()).sum();
         let stats = shared.stats();
         eprintln!(
-            "{seconds:4} s  sent {:6}/s  complete {:6}/s  open {:6}  p50 {:8.2} ms  errors {}",
+            "{seconds:4} s  sent {:6}/s  complete {:6}/s  open {open:6}  p50 {:8.2} ms  errors {}",
             stats.sent - sent,
             stats.completed - completed,
-            stats.sent - stats.completed,
             millis(stats.latency(if shared.with_receipts { Span::Receipt } else { Span::Event })),
             stats.errors.values().sum::<u64>(),
         );
