@@ -14,7 +14,7 @@ pub struct Contacts {
     client: Client,
     cache: Cache<UserId, Arc<[UserId]>>,
     /// Whom users of this gateway wrote to of late.
-    met: Cache<UserId, Arc<[UserId]>>,
+    met: moka::sync::Cache<UserId, Arc<[UserId]>>,
 }
 
 /// Users whose contacts are remembered.
@@ -29,8 +29,10 @@ const PAUSE: Duration = Duration::from_millis(200);
 impl Contacts {
     /// Nothing known yet.
     pub fn new(client: Client) -> Self {
-        let cache = |lives| Cache::builder().max_capacity(CAPACITY).time_to_live(lives).build();
-        Self { client, cache: cache(REMEMBERED), met: cache(REMEMBERED * 2) }
+        let cache = Cache::builder().max_capacity(CAPACITY).time_to_live(REMEMBERED).build();
+        let met = moka::sync::Cache::builder();
+        let met = met.max_capacity(CAPACITY).time_to_live(REMEMBERED * 2).build();
+        Self { client, cache, met }
     }
 
     /// The user's contacts; none if the workers don't answer for some time, which is logged.
@@ -42,19 +44,19 @@ impl Contacts {
                 Arc::default()
             }
         };
-        let met = self.met.get(user).await.unwrap_or_default();
+        let met = self.met.get(user).unwrap_or_default();
         let new = met.iter().filter(|peer| !known.contains(peer));
         known.iter().chain(new).cloned().collect()
     }
 
     /// Two users share a chat from now on, or have done so for long: whichever, they are contacts at once, though a
     /// look-up from before is remembered or under way.
-    pub async fn meet(&self, one: &UserId, other: &UserId) {
+    pub fn meet(&self, one: &UserId, other: &UserId) {
         for (user, peer) in [(one, other), (other, one)] {
-            let met = self.met.get(user).await.unwrap_or_default();
+            let met = self.met.get(user).unwrap_or_default();
             if !met.contains(peer) {
                 let latest = std::iter::once(peer).chain(met.iter()).take(MET).cloned().collect();
-                self.met.insert(user.clone(), latest).await;
+                self.met.insert(user.clone(), latest);
             }
         }
     }

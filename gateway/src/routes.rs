@@ -82,7 +82,7 @@ async fn serve(shared: Arc<Shared>, stream: TokioIo<Upgraded>, identity: Result<
         _ if shared.drain.is_cancelled() => {
             socket.close(CloseCode::ServiceRestart, "this gateway is restarting").await;
         }
-        Ok(identity) => session::run(shared, socket, identity).await,
+        Ok(identity) => session::begin(shared, socket, identity).await,
         Err(error) => {
             tracing::info!(%error, "a client is not let in");
             socket.close(error.close_code(), &error.to_string()).await;

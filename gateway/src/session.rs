@@ -87,17 +87,18 @@ struct Session<S> {
 /// The longest hint after which a client of a restarting gateway reconnects, in milliseconds: spreads them.
 const RECONNECT_SPREAD: u64 = 5000;
 
-/// Serves a client until it goes, or has to.
-pub async fn run<S>(shared: Arc<Shared>, socket: Socket<S>, identity: Identity)
+/// Begins to serve a client, until it goes or has to.
+///
+/// The session goes on in a task of its own: what beginning it took is not kept for as long as it lives.
+pub async fn begin<S>(shared: Arc<Shared>, socket: Socket<S>, identity: Identity)
 where
-    S: AsyncRead + AsyncWrite + Unpin,
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     match open(&shared, &identity).await {
         Ok((seat, state)) => {
-            let mut session = Session { shared, identity, socket, seat, state, is_present: true };
-            session.shared.presence.opened(&session.identity.user);
-            let close = session.serve().await;
-            session.end(close).await;
+            shared.presence.opened(&identity.user);
+            let session = Session { shared, identity, socket, seat, state, is_present: true };
+            tokio::spawn(session.run());
         }
         Err(error) => {
             tracing::warn!(%error, "a session can't begin");
@@ -141,6 +142,12 @@ impl Shared {
 type Closing = Option<(CloseCode, String)>;
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
+    async fn run(mut self) {
+        let closing = self.serve().await;
+        // Boxed, so that a session that lives does not keep room for its end.
+        Box::pin(self.end(closing)).await;
+    }
+
     /// Returns how the session has to be closed; `None` if the client is gone.
     async fn serve(&mut self) -> Closing {
         let mut out = Vec::new();
@@ -231,15 +238,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                     Output::Ping => messages.push(Message::Ping(bytes::Bytes::new())),
                     Output::Publish { id, sent_at, request } => {
                         if matches!(request, Request::New(_)) {
-                            let peer = request.peer();
-                            self.shared.contacts.meet(&self.identity.user, peer).await;
+                            self.shared.contacts.meet(&self.identity.user, request.peer());
                         }
                         self.publish(id, sent_at, request, out);
                     }
                     Output::Typing(peer) => {
-                        // Not by a method of the session: its socket can't be lent across an await.
-                        let shared = self.shared.clone();
-                        shared.typing(self.identity.user.clone(), &peer).await;
+                        let (shared, user) = (self.shared.clone(), self.identity.user.clone());
+                        tokio::spawn(async move { shared.typing(user, &peer).await });
                     }
                     Output::Offline => self.go_offline(),
                     Output::Fetch { after, limit } => steps.push(Step::Fetch { after, limit }),

@@ -33,7 +33,7 @@ use usage::Watched;
 /// # Errors
 /// If nothing could be measured: something did not start, nobody was let in, or a measured process is gone.
 pub async fn run(args: &Args) -> Result<Report> {
-    let parts = if args.url.is_empty() { Some(Parts::start(args).await?) } else { None };
+    let parts = if args.url.is_empty() { Some(Box::pin(Parts::start(args)).await?) } else { None };
     let urls = parts.as_ref().map_or(args.url.as_slice(), Parts::urls);
     let mut watched = match &parts {
         Some(parts) => parts.watched(),

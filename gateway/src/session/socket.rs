@@ -33,7 +33,7 @@ pub enum Written {
 }
 
 /// Allocated for each connection and kept; frames larger than it take more reads.
-const READ_BUFFER: usize = 2 * 1024;
+const READ_BUFFER: usize = 1024;
 /// What may gather in a connection's write buffer before it is written.
 const WRITE_BUFFER: usize = 16 * 1024;
 /// How long a client has to answer a close frame.

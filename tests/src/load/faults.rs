@@ -6,7 +6,7 @@ use serde::Serialize;
 
 macro_rules! faults {
     ($($(#[$doc:meta])* $name:ident: $label:literal,)*) => {
-        /// How often each thing that must not happen has happened, and one that may.
+        /// How often each thing that must not happen has happened, and a few that may.
         #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
         pub struct Faults {
             $($(#[$doc])* pub $name: u64,)*
@@ -59,12 +59,16 @@ faults! {
     /// Sessions that ended before the end.
     ended_sessions: "sessions ended early",
     /// Events that came again under the same id: allowed.
-    repeated_events: "event came again (allowed)",
+    repeated_events: "allowed: event came again",
+    /// Messages that were answered with an error, or whose report was: allowed, their client asks again.
+    refused: "allowed: message answered with an error",
+    /// Messages that were answered with an error and came all the same: allowed if it was `unavailable`.
+    refused_but_stored: "allowed: refused, stored all the same",
 }
 
 impl Faults {
     /// Whether nothing happened that must not.
     pub fn is_clean(&self) -> bool {
-        Self { repeated_events: 0, ..*self } == Self::default()
+        Self { repeated_events: 0, refused: 0, refused_but_stored: 0, ..*self } == Self::default()
     }
 }

@@ -146,6 +146,7 @@ impl Ledger {
         self.faults.disordered_messages += u64::from(message_id != self.last_arrived + 1);
         self.last_arrived = self.last_arrived.max(message_id);
         if self.refused.remove(&key) {
+            self.faults.refused_but_stored += 1;
             return Some(None);
         }
         match self.open.get_mut(&key) {
@@ -247,6 +248,7 @@ impl Ledger {
 
     fn forget(&mut self, key: u64) {
         if let Some(message) = self.open.remove(&key) {
+            self.faults.refused += 1;
             if let Some(message_id) = message.message_id {
                 self.unreceived.remove(&message_id);
             }

@@ -151,11 +151,11 @@ async fn database(kind: Kind) -> Result<(Store, String)> {
     match kind {
         Kind::Postgres => {
             let server = PostgresServer::start().await?;
-            let url = server.create_database().await?;
+            let url = Box::pin(server.create_database()).await?;
             Ok((Store::Postgres(Box::new(server)), url))
         }
         Kind::Sqlite => {
-            let database = Database::create(Backend::Sqlite).await?;
+            let database = Box::pin(Database::create(Backend::Sqlite)).await?;
             let url = database.url().to_owned();
             Ok((Store::Sqlite(database), url))
         }

@@ -70,7 +70,7 @@ impl Recipient<'_> {
 
     fn response(&self, frame: &Frame<'_>) -> Option<()> {
         if let Some(failure) = &frame.error {
-            self.shared.stats().error(failure.code);
+            self.shared.stats().error(failure.code, failure.message.as_deref().unwrap_or(""));
         }
         match frame.id.answers() {
             Some(Answered::Ack(_)) => self.pair.ledger().replied(),

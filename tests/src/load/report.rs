@@ -4,7 +4,12 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::Serialize;
 
-use super::{args::Args, faults::Faults, stats::Latency, usage::Usage};
+use super::{
+    args::Args,
+    faults::Faults,
+    stats::{Errors, Latency},
+    usage::Usage,
+};
 
 mod table;
 
@@ -54,7 +59,7 @@ pub struct Traffic {
     /// What was wrong.
     pub faults: Faults,
     /// Error responses by code.
-    pub errors: BTreeMap<String, u64>,
+    pub errors: BTreeMap<String, Errors>,
     /// Sessions that ended early, by reason.
     pub endings: BTreeMap<String, u64>,
 }

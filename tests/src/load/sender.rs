@@ -91,7 +91,7 @@ impl Sender<'_> {
 
     fn response(&mut self, frame: &Frame<'_>, now: Instant) -> Option<()> {
         if let Some(failure) = &frame.error {
-            self.shared.stats().error(failure.code);
+            self.shared.stats().error(failure.code, failure.message.as_deref().unwrap_or(""));
             self.pace.pause(now + failure.retry_after.map_or(PAUSE, Duration::from_millis));
         }
         match frame.id.answers() {

@@ -43,9 +43,18 @@ pub struct Stats {
     /// Messages completed within the window.
     pub completed_in_window: u64,
     /// Error responses in all, by code.
-    pub errors: BTreeMap<String, u64>,
+    pub errors: BTreeMap<String, Errors>,
     /// Why sessions ended early.
     pub endings: BTreeMap<String, u64>,
+}
+
+/// The error responses of a code.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Errors {
+    /// How many.
+    pub count: u64,
+    /// What the first of them said.
+    pub first: String,
 }
 
 /// A distribution of latencies, in microseconds.
@@ -139,13 +148,18 @@ impl Stats {
     }
 
     /// A request was answered with an error.
-    pub fn error(&mut self, code: &str) {
-        count(&mut self.errors, code);
+    pub fn error(&mut self, code: &str, message: &str) {
+        if let Some(errors) = self.errors.get_mut(code) {
+            errors.count += 1;
+        } else {
+            let errors = Errors { count: 1, first: message.to_owned() };
+            self.errors.insert(code.to_owned(), errors);
+        }
     }
 
     /// A session has ended early.
     pub fn ending(&mut self, why: &str) {
-        count(&mut self.endings, why);
+        *self.endings.entry(why.to_owned()).or_default() += 1;
     }
 
     /// The latencies of a kind.
@@ -163,13 +177,6 @@ impl Stats {
             p99_us: histogram.value_at_quantile(0.99),
             max_us: histogram.max(),
         }
-    }
-}
-
-fn count(counts: &mut BTreeMap<String, u64>, key: &str) {
-    match counts.get_mut(key) {
-        Some(count) => *count += 1,
-        None => drop(counts.insert(key.to_owned(), 1)),
     }
 }
 

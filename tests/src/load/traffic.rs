@@ -150,7 +150,7 @@ async fn progress(shared: Arc<Shared>, pairs: Vec<Arc<Pair>>) {
             stats.sent - sent,
             stats.completed - completed,
             millis(stats.latency(if shared.with_receipts { Span::Receipt } else { Span::Event })),
-            stats.errors.values().sum::<u64>(),
+            stats.errors.values().map(|errors| errors.count).sum::<u64>(),
         );
         (sent, completed) = (stats.sent, stats.completed);
     }

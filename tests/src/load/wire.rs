@@ -99,12 +99,14 @@ impl Payload<'_> {
     }
 }
 
-/// An error response. Its message may hold escapes and is left out.
+/// An error response.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Failure<'a> {
     /// The stable code.
     pub code: &'a str,
+    /// What is wrong, for people; may hold escapes, so it is copied.
+    pub message: Option<String>,
     /// Milliseconds after which to try again.
     pub retry_after: Option<u64>,
 }
@@ -222,6 +224,7 @@ mod tests {
         assert_eq!(frame.id, Id::None);
         let failure = frame.error.unwrap();
         assert_eq!((failure.code, failure.retry_after), ("rate_limited", Some(9)));
+        assert_eq!(failure.message.as_deref(), Some("\"é\""));
 
         let text = r#"{"type":"event","eventType":"online","payload":{"userId":"b"}}"#;
         let frame: Frame<'_> = serde_json::from_str(text).unwrap();

@@ -99,8 +99,9 @@ impl Display for Traffic {
         if self.errors.is_empty() {
             writeln!(f, "no error responses")?;
         }
-        for (code, count) in &self.errors {
-            writeln!(f, "{:<42}{count:>10}", format!("error response {code}"))?;
+        for (code, errors) in &self.errors {
+            let (what, count) = (format!("error response {code}"), errors.count);
+            writeln!(f, "{what:<42}{count:>10}  first: {}", errors.first)?;
         }
         for (why, count) in &self.endings {
             writeln!(f, "{count} sessions ended: {why}")?;
