@@ -10,6 +10,7 @@ use async_nats::{
     Client,
     jetstream::{Context, context::ContextBuilder},
 };
+use axum::serve::ListenerExt;
 use futures::StreamExt;
 use herald_proto::{broker, subject, topology::Topology};
 use tokio::{net::TcpListener, time::MissedTickBehavior};
@@ -105,6 +106,12 @@ pub async fn run(
     });
     let router = routes::router(routes::App { shared, authenticator });
     tracing::info!(server.address = %listener.local_addr()?, herald.gateway = %gateway, "serving");
+    // Small frames must not wait for the acknowledgement of those before them.
+    let listener = listener.tap_io(|stream| {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "a connection keeps Nagle's algorithm");
+        }
+    });
     let server =
         axum::serve(listener, router).with_graceful_shutdown(gone.clone().cancelled_owned());
     let server = tokio::spawn(server.into_future());

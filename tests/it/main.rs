@@ -32,4 +32,5 @@ mod errors;
 mod hostile;
 mod sessions;
 mod socket;
+mod takeover;
 mod trace;

@@ -229,7 +229,11 @@ impl Client {
         };
         match timeout(PATIENCE, search).await {
             Ok(found) => found,
-            Err(_) => bail!("not within 10 s; came instead: {:?}", self.queue),
+            Err(_) => bail!(
+                "not within 10 s; {} frames came instead, the first: {:?}",
+                self.queue.len(),
+                self.queue.front()
+            ),
         }
     }
 

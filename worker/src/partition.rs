@@ -47,7 +47,7 @@ pub struct Reader {
 struct Position {
     /// The stream sequence of the last frame taken: everything up to it is settled or on its way.
     taken: u64,
-    /// The delivery that would directly follow; `None` at the start.
+    /// The consumer's sequence of the delivery that would directly follow, 0 if that can't be told; `None` at the start.
     next_delivery: Option<u64>,
 }
 
@@ -153,13 +153,16 @@ impl Reader {
         for message in delivered {
             let info = message.info().map_err(Error::broker("read a delivery's subject"))?;
             let sequence = info.stream_sequence;
-            if position.next_delivery != Some(info.consumer_sequence) {
-                if position.next_delivery.is_none() {
-                    position.taken = self.settled().await?;
-                }
+            if position.next_delivery.is_none() {
+                position.taken = self.settled().await?;
+            }
+            let is_first = info.delivered == 1;
+            if position.next_delivery != Some(info.consumer_sequence) || !is_first {
                 self.fetch_between(position.taken, sequence, &mut batch).await?;
             }
-            position.next_delivery = Some(info.consumer_sequence + 1);
+            // A frame that is delivered for the first time is followed by the partition's next one, if that is
+            // delivered next, and for the first time too. Nothing follows from a redelivery: others may be due later.
+            position.next_delivery = Some(if is_first { info.consumer_sequence + 1 } else { 0 });
             if sequence > position.taken {
                 position.taken = sequence;
                 batch.push(Message {

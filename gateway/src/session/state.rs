@@ -8,7 +8,7 @@ use std::{
 
 use herald_proto::{
     CloseCode, Error, EventId, RequestId, UserId,
-    frame::{Answer, ClientFrame, Event, EventBody, Request, Response, to_text, with_id},
+    frame::{Answer, ClientFrame, Event, EventBody, Refusal, Request, Response, to_text, with_id},
 };
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
@@ -139,16 +139,19 @@ impl State {
     /// The client has sent a text.
     pub fn text(&mut self, text: &str, clock: i64, now: Instant, out: &mut Vec<Output>) {
         self.heard(now);
-        if let Err(retry_after) = self.bucket.take(now) {
-            self.refuse(text, Error::rate_limited(retry_after), clock, out);
+        let frame = ClientFrame::parse(text);
+        // Taking what was sent is what the service waits for: it costs nothing.
+        let is_free = matches!(frame, Ok(ClientFrame::Ack(id)) if self.window.holds(id));
+        if !is_free && let Err(retry_after) = self.bucket.take(now) {
+            self.refuse(&frame, Error::rate_limited(retry_after), clock, out);
             return;
         }
         self.refused_in_a_row = 0;
         if text.len() > self.limits.max_frame_bytes {
-            answer(None, clock, Answer::Failed(Error::too_large(self.limits.max_frame_bytes)), out);
+            answer(id_of(&frame), clock, too_large(self.limits.max_frame_bytes), out);
             return;
         }
-        match ClientFrame::parse(text) {
+        match frame {
             Ok(ClientFrame::Request { id, timestamp, request }) => {
                 self.request(id, timestamp, request, clock, now, out);
             }
@@ -156,7 +159,9 @@ impl State {
             Ok(ClientFrame::Typing(typing)) => self.typing(typing.chat_id, now, out),
             Ok(ClientFrame::Offline) => out.push(Output::Offline),
             Ok(ClientFrame::UnknownEvent) => {}
-            Err(refusal) => answer(refusal.id.as_ref(), clock, Answer::Failed(refusal.error), out),
+            Err(Refusal { id, error }) => {
+                answer(id.as_ref().map(text_of), clock, Answer::Failed(error), out);
+            }
         }
     }
 
@@ -185,19 +190,19 @@ impl State {
         self.pinged_at = None;
     }
 
-    fn refuse(&mut self, text: &str, error: Error, clock: i64, out: &mut Vec<Output>) {
+    fn refuse(
+        &mut self,
+        frame: &Result<ClientFrame, Refusal>,
+        error: Error,
+        clock: i64,
+        out: &mut Vec<Output>,
+    ) {
         self.refused_in_a_row += 1;
         if self.refused_in_a_row > REFUSED_IN_A_ROW {
             out.push(Output::Close(CloseCode::RateLimited, "over the rate limit for long".into()));
-            return;
+        } else if !is_event(frame) {
+            answer(id_of(frame), clock, Answer::Failed(error), out);
         }
-        let id = match ClientFrame::parse(text) {
-            Ok(ClientFrame::Request { id, .. }) => Some(id),
-            Ok(ClientFrame::Ack(_)) | Err(_) => None,
-            // Events are never answered.
-            Ok(ClientFrame::Typing(_) | ClientFrame::Offline | ClientFrame::UnknownEvent) => return,
-        };
-        answer(id.as_ref(), clock, Answer::Failed(error), out);
     }
 
     fn request(
@@ -222,16 +227,14 @@ impl State {
             out.push(Output::Publish { id, sent_at, request });
             return;
         };
-        answer(Some(&id), clock, Answer::Failed(error), out);
+        answer(Some(text_of(&id)), clock, Answer::Failed(error), out);
     }
 
     fn ack(&mut self, id: EventId, clock: i64, now: Instant, out: &mut Vec<Output>) {
         if self.window.ack(id) && self.cursor_due.is_none() {
             self.cursor_due = Some(now + self.limits.cursor_interval);
         }
-        let response =
-            Response { id: Some(id.to_string()), timestamp: clock, answer: Answer::Done };
-        send(&response, out);
+        answer(Some(id.to_string()), clock, Answer::Done, out);
         self.fetch_if_due(out);
     }
 
@@ -261,7 +264,7 @@ impl State {
         if let Some(index) = self.open.iter().position(|(_, open)| open == id) {
             self.open.remove(index);
             let error = Error::unavailable("the service can't take the request now", RETRY_AFTER);
-            answer(Some(id), clock, Answer::Failed(error), out);
+            answer(Some(text_of(id)), clock, Answer::Failed(error), out);
             self.close_if_drained(out);
         }
     }
@@ -380,7 +383,7 @@ impl State {
         }
         while let Some((_, id)) = self.open.pop_front_if(|(deadline, _)| *deadline <= now) {
             let error = Error::unavailable("the request was not answered in time", RETRY_AFTER);
-            answer(Some(&id), clock, Answer::Failed(error), out);
+            answer(Some(text_of(&id)), clock, Answer::Failed(error), out);
             self.close_if_drained(out);
         }
         out.extend(self.window.take_due(now, self.limits.ack_wait).into_iter().map(Output::Send));
@@ -423,15 +426,35 @@ impl State {
     }
 }
 
-fn answer(id: Option<&RequestId>, clock: i64, answer: Answer, out: &mut Vec<Output>) {
-    send(&Response { id: id.map(|id| id.as_str().to_owned()), timestamp: clock, answer }, out);
-}
-
-fn send(response: &Response, out: &mut Vec<Output>) {
-    match to_text(response) {
+fn answer(id: Option<String>, clock: i64, answer: Answer, out: &mut Vec<Output>) {
+    match to_text(&Response { id, timestamp: clock, answer }) {
         Ok(text) => out.push(Output::Send(text.into())),
         Err(error) => tracing::error!(%error, "a response can't be written"),
     }
+}
+
+fn too_large(limit: usize) -> Answer {
+    Answer::Failed(Error::too_large(limit))
+}
+
+/// Events are never answered.
+fn is_event(frame: &Result<ClientFrame, Refusal>) -> bool {
+    use ClientFrame::{Offline, Typing, UnknownEvent};
+    matches!(frame, Ok(Typing(_) | Offline | UnknownEvent))
+}
+
+/// The id under which a frame is answered, if it can be read.
+fn id_of(frame: &Result<ClientFrame, Refusal>) -> Option<String> {
+    match frame {
+        Ok(ClientFrame::Request { id, .. }) => Some(text_of(id)),
+        Ok(ClientFrame::Ack(id)) => Some(id.to_string()),
+        Ok(_) => None,
+        Err(refusal) => refusal.id.as_ref().map(text_of),
+    }
+}
+
+fn text_of(id: &RequestId) -> String {
+    id.as_str().to_owned()
 }
 
 #[cfg(test)]

@@ -66,6 +66,12 @@ impl Window {
         self.entries.push_back(Entry { id, frame, sent_at: now, acked: false });
     }
 
+    /// Whether the event was sent and not acked.
+    pub fn holds(&self, id: EventId) -> bool {
+        let found = self.entries.binary_search_by_key(&id, |entry| entry.id);
+        found.is_ok_and(|index| self.entries.get(index).is_some_and(|entry| !entry.acked))
+    }
+
     /// Marks an event as acked; returns whether the cursor moved. Unknown and old ids change nothing.
     pub fn ack(&mut self, id: EventId) -> bool {
         let Ok(index) = self.entries.binary_search_by_key(&id, |entry| entry.id) else {

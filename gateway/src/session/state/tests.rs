@@ -350,3 +350,16 @@ proptest! {
         prop_assert_eq!(first_sent, log);
     }
 }
+
+#[test]
+fn acks_of_what_was_sent_are_never_limited_and_others_are_refused_under_their_id() {
+    let mut test = Test::new(&["--rate", "1", "--burst", "1"]);
+    test.live(11, 10);
+    test.request("a");
+    test.take();
+    test.ack(99);
+    let sent = test.sent();
+    assert_eq!((&sent[0]["id"], &sent[0]["error"]["code"]), (&json!("99"), &json!("rate_limited")));
+    test.ack(11);
+    assert_eq!(test.sent(), [json!({"type": "response", "timestamp": CLOCK, "id": "11"})]);
+}

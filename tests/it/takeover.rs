@@ -1,0 +1,84 @@
+//! A worker dies in the middle of its work: another one goes on, in order, without leaving anything out.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use herald_tests::{Backend, Binaries, Cluster, Options, Process, Program, eventually, http, port};
+use serde_json::{Value, json};
+
+on_both! {
+    a_killed_workers_frames_are_all_answered_by_the_next_one_without_being_sent_again
+}
+
+/// A `herald-worker` in a process of its own, for SIGKILL.
+async fn worker(cluster: &Cluster, binaries: &Binaries, name: &str) -> Result<Process> {
+    let port = port::free()?;
+    let program =
+        Program::new(name, &binaries.worker, cluster.scratch().join(format!("{name}.log")))
+            .args([
+                "run",
+                "--nats-url",
+                &cluster.broker.url(),
+                "--database-url",
+                cluster.database.url(),
+            ])
+            .args(["--health-listen", &format!("127.0.0.1:{port}"), "--ack-wait", "1s"])
+            .args(["--pin-timeout", "1s", "--batch", "16"]);
+    let mut process = Process::spawn(&program)?;
+    let address = ([127, 0, 0, 1], port).into();
+    let ready = eventually("the worker is ready", Duration::from_secs(30), async || {
+        http::ready(address).await
+    });
+    process.until(ready).await?;
+    Ok(process)
+}
+
+async fn a_killed_workers_frames_are_all_answered_by_the_next_one_without_being_sent_again(
+    backend: Backend,
+) -> Result<()> {
+    const CHATS: usize = 6;
+    const MESSAGES: usize = 400;
+    let binaries = Binaries::build(false).await?;
+    let flags = ["--request-timeout", "60s", "--max-open-requests", "5000", "--burst", "10000"];
+    let mut cluster = Cluster::start(backend, Options::of(1, 1).gateway_flags(&flags)).await?;
+    // The one in this process only creates what is missing.
+    cluster.workers.remove(0).stop().await?;
+    let mut first = worker(&cluster, &binaries, "first").await?;
+    let mut sender = cluster.connect("sender").await?;
+    let frame = |chat: usize, n: usize| {
+        json!({"type": "request", "timestamp": 1, "id": format!("{chat}-{n}"),
+        "payloadType": "new", "payload": {"chatId": format!("peer{chat}"), "clientMessageId": format!("{chat}-{n}"),
+        "message": "x"}})
+    };
+    sender.send(&frame(0, 0)).await?;
+    sender.response("0-0").await?;
+    let _second = worker(&cluster, &binaries, "second").await?;
+    // Steadily, so that new frames come while the dead worker's are redelivered.
+    let mut pace = tokio::time::interval(Duration::from_millis(10));
+    for n in 1..MESSAGES {
+        pace.tick().await;
+        for chat in 0..CHATS {
+            sender.send(&frame(chat, n)).await?;
+        }
+        if n == MESSAGES / 10 {
+            first.kill().await?;
+        }
+    }
+    for n in 1..MESSAGES {
+        for chat in 0..CHATS {
+            let answer = eventually("an answer", Duration::from_secs(20), async || {
+                sender.response(&format!("{chat}-{n}")).await
+            })
+            .await?;
+            let expected = if chat == 0 { n + 1 } else { n };
+            assert_eq!(answer["payload"]["messageId"], Value::from(expected), "{answer}");
+        }
+    }
+    for chat in 0..CHATS {
+        let mut peer = cluster.connect(&format!("peer{chat}")).await?;
+        let answer = peer.request("read", json!({"chatId": "sender", "messageId": 1})).await?;
+        let count = if chat == 0 { MESSAGES } else { MESSAGES - 1 };
+        assert_eq!(answer["payload"]["missed"], Value::from(count - 1), "{answer}");
+    }
+    Ok(())
+}
