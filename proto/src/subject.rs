@@ -204,7 +204,7 @@ mod tests {
         assert_eq!(event_stream(&user("User1"), 16), GOLDEN_EVENT_STREAM);
     }
     const GOLDEN_PARTITION: u16 = 4;
-    const GOLDEN_EVENT_STREAM: u16 = 0;
+    const GOLDEN_EVENT_STREAM: u16 = 4;
 
     #[test]
     fn only_what_token_writes_is_read_back() {

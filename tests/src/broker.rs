@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
@@ -51,7 +52,7 @@ impl Broker {
             let program = program(port, &data_dir, &data_dir.join("nats-server.log"))
                 .await?
                 .scratch(&data_dir);
-            match run(&program, port).await {
+            match run(&program, port, &data_dir).await {
                 Ok(process) => {
                     return Ok(Self { process, program, port, data_dir, _scratch: Some(scratch) });
                 }
@@ -69,7 +70,7 @@ impl Broker {
     /// If there is no `nats-server`, or the port is taken, or it does not start.
     pub async fn start_at(port: u16, data_dir: &Path) -> Result<Self> {
         let program = program(port, data_dir, &data_dir.join("nats-server.log")).await?;
-        let process = run(&program, port).await?;
+        let process = run(&program, port, data_dir).await?;
         Ok(Self { process, program, port, data_dir: data_dir.to_owned(), _scratch: None })
     }
 
@@ -120,7 +121,7 @@ impl Broker {
     /// If it does not come up again.
     pub async fn restart(&mut self) -> Result<()> {
         self.process.kill().await?;
-        self.process = run(&self.program, self.port).await?;
+        self.process = run(&self.program, self.port, &self.data_dir).await?;
         Ok(())
     }
 }
@@ -134,7 +135,7 @@ pub async fn program(port: u16, data_dir: &Path, log: &Path) -> Result<Program> 
         .with_context(|| format!("making the folder {}", data_dir.display()))?;
     // JSON is valid in this format, and takes care of odd characters in paths.
     let config = serde_json::json!({
-        "server_name": name(port),
+        "server_name": name(data_dir),
         "host": Ipv4Addr::LOCALHOST,
         "port": port,
         "jetstream": {
@@ -149,11 +150,11 @@ pub async fn program(port: u16, data_dir: &Path, log: &Path) -> Result<Program> 
     Ok(Program::new("nats-server", tools::nats_server().await?, log).arg("--config").arg(file))
 }
 
-/// Waits until the server on that port is the one that [`program`] describes, and serves JetStream.
+/// Waits until the server on that port is the one with that store, and serves JetStream.
 ///
 /// # Errors
 /// If it is not ready within 30 s.
-pub async fn ready(port: u16) -> Result<()> {
+pub async fn ready(port: u16, data_dir: &Path) -> Result<()> {
     eventually(&format!("nats-server is ready on port {port}"), START, async || {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
         let mut line = String::new();
@@ -162,20 +163,22 @@ pub async fn ready(port: u16) -> Result<()> {
             line.strip_prefix("INFO ").with_context(|| format!("not a NATS server: {line:?}"))?;
         let info: Value = serde_json::from_str(info)?;
         let server = info.get("server_name").and_then(Value::as_str).unwrap_or_default();
-        ensure!(server == name(port), "the port belongs to another NATS server, {server}");
+        ensure!(server == name(data_dir), "the port belongs to another NATS server, {server}");
         ensure!(info.get("jetstream") == Some(&Value::Bool(true)), "JetStream is not on");
         Ok(())
     })
     .await
 }
 
-async fn run(program: &Program, port: u16) -> Result<Process> {
+async fn run(program: &Program, port: u16, data_dir: &Path) -> Result<Process> {
     let mut process = Process::spawn(program)?;
-    process.until(ready(port)).await?;
+    process.until(ready(port, data_dir)).await?;
     Ok(process)
 }
 
-/// Names the server after us too: two of our processes may have chosen the same port.
-fn name(port: u16) -> String {
-    format!("herald-{}-{port}", std::process::id())
+/// A name that no other server has: another test may have chosen the same port, and been faster.
+fn name(data_dir: &Path) -> String {
+    let mut hasher = DefaultHasher::new();
+    data_dir.hash(&mut hasher);
+    format!("herald-{:016x}", hasher.finish())
 }

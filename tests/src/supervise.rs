@@ -4,6 +4,7 @@ use std::{
     fmt::Display,
     io::Write as _,
     net::SocketAddr,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -28,10 +29,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const STEADY: Duration = Duration::from_secs(30);
 
 /// How a program shows that it is ready.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub enum Ready {
-    /// It is a NATS server with JetStream on that port of 127.0.0.1.
-    Nats(u16),
+    /// It is the NATS server with its store in that folder, and serves JetStream on that port of 127.0.0.1.
+    Nats(u16, PathBuf),
     /// Its `/readyz` answers 200 there.
     Http(SocketAddr),
 }
@@ -39,7 +40,7 @@ pub enum Ready {
 impl Ready {
     async fn wait(self) -> Result<()> {
         match self {
-            Self::Nats(port) => broker::ready(port).await,
+            Self::Nats(port, data_dir) => broker::ready(port, &data_dir).await,
             Self::Http(address) => {
                 let what = format!("http://{address}/readyz answers 200");
                 eventually(&what, START, async || http::ready(address).await).await
