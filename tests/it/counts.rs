@@ -189,9 +189,9 @@ async fn run(cluster: &Cluster, history: &[(usize, Vec<Step>)], round: &str) -> 
             ensure!(got == expected, "{step:?} by {}: got {got}, not {expected}", name(*user));
         }
     }
-    for user in 0..2 {
+    for (user, client) in clients.iter_mut().enumerate() {
         for (kind, id, missed) in &model.events[user] {
-            let event = clients[user].next_event().await?;
+            let event = client.next_event().await?;
             ensure!(
                 event["eventType"] == *kind && event["payload"]["messageId"] == *id,
                 "{} should get {kind} {id}, got {event}",
@@ -204,7 +204,7 @@ async fn run(cluster: &Cluster, history: &[(usize, Vec<Step>)], round: &str) -> 
                 );
             }
         }
-        clients[user].nothing_more().await?;
+        client.nothing_more().await?;
     }
     Ok(())
 }

@@ -69,11 +69,12 @@ async fn a_client_that_answers_no_ping_is_closed_when_its_time_is_over() -> Resu
     let mut frame = [0; 2];
     tokio::io::AsyncReadExt::read_exact(pipe, &mut frame).await?;
     assert_eq!(frame, [0x89, 0], "a ping");
-    assert_eq!(begin.elapsed().as_secs(), 25);
+    // The client was heard a moment before the clock stood still.
+    assert!((24..=25).contains(&begin.elapsed().as_secs()), "{:?}", begin.elapsed());
     let mut frame = [0; 4];
     tokio::io::AsyncReadExt::read_exact(pipe, &mut frame).await?;
     assert_eq!((frame[0], u16::from_be_bytes([frame[2], frame[3]])), (0x88, 4408), "a close frame");
-    assert_eq!(begin.elapsed().as_secs(), 60);
+    assert!((59..=60).contains(&begin.elapsed().as_secs()), "{:?}", begin.elapsed());
     Ok(())
 }
 

@@ -49,7 +49,7 @@ impl Publisher {
     ///
     /// # Errors
     /// If one is not confirmed. Then all of them must be published again: what follows the lost one may be in the log.
-    pub async fn events(&self, events: &[Outgoing]) -> Result<(), Error> {
+    pub async fn events(&self, events: &[&Outgoing]) -> Result<(), Error> {
         let mut confirmations = Vec::with_capacity(events.len());
         for event in events {
             let mut headers = HeaderMap::new();

@@ -5,7 +5,10 @@
 //! another worker was there first, nothing is committed. The outbox: the same statement stores the batch's events, so
 //! whoever takes a partition over publishes them again, under the same message ids.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use async_nats::jetstream;
 use herald_proto::{
@@ -140,7 +143,7 @@ impl Settler {
             } else {
                 Vec::new()
             };
-            self.publisher.events(&left).await?;
+            self.publisher.events(&left.iter().collect::<Vec<_>>()).await?;
             tracing::info!(
                 messaging.destination.partition.id = partition,
                 herald.applied = state.applied,
@@ -178,6 +181,7 @@ impl Settler {
     }
 
     async fn settle_together(&mut self, frames: &mut [Frame]) -> Result<(), Error> {
+        let began_at = Instant::now();
         let mut pause = FIRST_PAUSE;
         loop {
             match self.apply(frames).await {
@@ -195,13 +199,31 @@ impl Settler {
                 Ok(()) => break,
             }
         }
+        let applied_at = Instant::now();
+        self.publish(frames).await?;
+        tracing::debug!(
+            herald.frames = frames.len(),
+            herald.apply_ms = (applied_at - began_at).as_secs_f64() * 1e3,
+            herald.publish_ms = applied_at.elapsed().as_secs_f64() * 1e3,
+            "settled"
+        );
+        Ok(())
+    }
+
+    /// Publishes the events of all these frames' partitions, in one go: what one partition's events are among another's
+    /// does not matter.
+    async fn publish(&mut self, frames: &[Frame]) -> Result<(), Error> {
+        let partitions = partitions(frames);
         let mut pause = FIRST_PAUSE;
-        for partition in partitions(frames) {
-            let Some(fence) = self.fences.get(&partition) else { continue };
-            let events = fence.unconfirmed.clone();
-            while let Err(error) = self.publisher.events(&events).await {
-                self.pause(&mut pause, &error).await?;
+        loop {
+            let fences = partitions.iter().filter_map(|partition| self.fences.get(partition));
+            let events: Vec<&Outgoing> = fences.flat_map(|fence| &fence.unconfirmed).collect();
+            match self.publisher.events(&events).await {
+                Ok(()) => break,
+                Err(error) => self.pause(&mut pause, &error).await?,
             }
+        }
+        for partition in partitions {
             if let Some(fence) = self.fences.get_mut(&partition) {
                 fence.unconfirmed.clear();
                 self.published.insert(partition, fence.applied);

@@ -124,10 +124,9 @@ async fn start(args: &Args, groups: &mut Vec<Group>) -> Result<Herald> {
         Some(url) => url.clone(),
         None => {
             let port = if port::is_free(NATS_PORT) { NATS_PORT } else { port::free()? };
-            let nats =
-                broker::program(port, &data_dir.join("nats"), &new_log(&logs, "nats-server")?)
-                    .await?;
-            groups.push(Group::start(vec![(nats, Ready::Nats(port))]).await?);
+            let store = data_dir.join("nats");
+            let nats = broker::program(port, &store, &new_log(&logs, "nats-server")?).await?;
+            groups.push(Group::start(vec![(nats, Ready::Nats(port, store))]).await?);
             format!("nats://127.0.0.1:{port}")
         }
     };
