@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! routes ─▶ auth
-//!    └────▶ session (one task a connection) ─▶ state (the rules, pure) ─▶ window
+//!    └────▶ session (one task a connection) ─▶ state (the rules, pure) ─▶ feed ─▶ window
 //!              │    ▲
 //!              │    └── inbox ◀── registry ◀── live taps, replies, sweep
 //!              └─▶ publisher ─▶ FRAMES,  log ─▶ EVENTS, CURSORS,  presence ─▶ SESSIONS, LEASES
@@ -15,6 +15,7 @@ pub mod config;
 pub mod contacts;
 pub mod cursors;
 pub mod error;
+pub mod inbox;
 pub mod leases;
 pub mod log;
 pub mod presence;

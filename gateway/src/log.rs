@@ -20,7 +20,7 @@ use futures::StreamExt;
 use herald_proto::{DeviceId, EventId, UserId, header, subject, topology::Topology};
 use serde::Serialize;
 
-use crate::{error::Error, session::Fetched};
+use crate::{error::Error, inbox::Fetched};
 
 /// The logs. Clones share everything.
 #[derive(Clone)]

@@ -18,7 +18,7 @@ use herald_proto::{
 };
 use tokio::sync::mpsc;
 
-use crate::session::{Delivery, Inbox};
+use crate::inbox::{Delivery, Inbox};
 
 /// A request on its way.
 struct Job {

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     error::Error,
-    session::{Delivery, Inbox},
+    inbox::{Delivery, Inbox},
 };
 
 /// The sessions of a gateway. Clones share them.

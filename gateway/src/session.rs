@@ -22,6 +22,7 @@ use crate::{
     contacts::Contacts,
     cursors::Cursors,
     error::Error,
+    inbox::{Delivery, Inbox},
     log::EventLog,
     presence::Presence,
     publisher::Publisher,
@@ -29,15 +30,16 @@ use crate::{
 };
 
 pub mod bucket;
-pub mod inbox;
+pub mod feed;
+pub mod output;
 pub mod socket;
 pub mod state;
 pub mod window;
 
-pub use inbox::{Delivery, Inbox};
+pub use output::Output;
 pub use socket::Socket;
 use socket::Written;
-pub use state::{Fetched, Output, State};
+pub use state::State;
 
 /// What all sessions of a gateway share.
 pub struct Shared {

@@ -8,74 +8,20 @@ use std::{
 
 use herald_proto::{
     CloseCode, Error, EventId, RequestId, UserId,
-    frame::{Answer, ClientFrame, Event, EventBody, Refusal, Request, Response, to_text, with_id},
+    frame::{Answer, ClientFrame, Refusal, Request, Response, to_text},
 };
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
-use super::{bucket::Bucket, window::Window};
-use crate::config::Limits;
-
-/// What a session has to do next.
-#[derive(Debug, PartialEq)]
-pub enum Output {
-    /// Send this frame to the client.
-    Send(Utf8Bytes),
-    /// Send a WebSocket ping.
-    Ping,
-    /// Publish a request.
-    Publish {
-        /// The client's id of it.
-        id: RequestId,
-        /// The sender's clock, in milliseconds since the Unix epoch.
-        sent_at: i64,
-        /// What is asked.
-        request: Request,
-    },
-    /// Tell a peer that the user is writing.
-    Typing(UserId),
-    /// The user says that it goes offline.
-    Offline,
-    /// Read up to `limit` events from the log, from `after` on.
-    Fetch {
-        /// The last event the session has.
-        after: EventId,
-        /// How many there is room for.
-        limit: usize,
-    },
-    /// Store the cursor.
-    StoreCursor(EventId),
-    /// End the session.
-    Close(CloseCode, String),
-}
-
-/// What was read from the log.
-#[derive(Debug)]
-pub struct Fetched {
-    /// The events after the one asked from: id and body without `id` and `prev`.
-    pub events: Vec<(EventId, bytes::Bytes)>,
-    /// Whether there are more.
-    pub more: bool,
-    /// Set if the log no longer reaches back to the event asked from: the place from which it was read instead.
-    pub resync: Option<EventId>,
-}
+use super::{bucket::Bucket, feed::Feed, output::Output};
+use crate::{config::Limits, inbox::Fetched};
 
 /// A session's state.
 #[derive(Debug)]
 pub struct State {
     user: UserId,
     limits: Limits,
-    window: Window,
+    feed: Feed,
     bucket: Bucket,
-    /// The last event in the window; everything up to it was sent.
-    tail: EventId,
-    /// The user's last event up to `tail`: what the next one names as `prev`.
-    last_event: EventId,
-    /// The highest event known to be in the log.
-    seen: EventId,
-    /// Whether a read of the log is under way.
-    fetching: bool,
-    /// Whether the log may hold events after `tail` that were not offered live.
-    behind: bool,
     open: VecDeque<(Instant, RequestId)>,
     typing: HashMap<UserId, Instant>,
     heard_at: Instant,
@@ -110,14 +56,9 @@ impl State {
     ) -> Self {
         Self {
             user,
-            window: Window::new(cursor, limits.window, limits.window_bytes),
+            feed: Feed::new(cursor, limits.window, limits.window_bytes),
             bucket: Bucket::new(limits.rate, limits.burst, now),
             limits,
-            tail: cursor,
-            last_event: cursor,
-            seen: cursor,
-            fetching: false,
-            behind: true,
             open: VecDeque::new(),
             typing: HashMap::new(),
             heard_at: now,
@@ -133,7 +74,7 @@ impl State {
 
     /// The session begins: first of all it reads its log.
     pub fn start(&mut self, out: &mut Vec<Output>) {
-        self.fetch_if_due(out);
+        self.feed.start(out);
     }
 
     /// The client has sent a text.
@@ -141,7 +82,7 @@ impl State {
         self.heard(now);
         let frame = ClientFrame::parse(text);
         // Taking what was sent is what the service waits for: it costs nothing.
-        let is_free = matches!(frame, Ok(ClientFrame::Ack(id)) if self.window.holds(id));
+        let is_free = matches!(frame, Ok(ClientFrame::Ack(id)) if self.feed.holds(id));
         if !is_free && let Err(retry_after) = self.bucket.take(now) {
             self.refuse(&frame, Error::rate_limited(retry_after), clock, out);
             return;
@@ -231,11 +172,10 @@ impl State {
     }
 
     fn ack(&mut self, id: EventId, clock: i64, now: Instant, out: &mut Vec<Output>) {
-        if self.window.ack(id) && self.cursor_due.is_none() {
+        answer(Some(id.to_string()), clock, Answer::Done, out);
+        if self.feed.ack(id, out) && self.cursor_due.is_none() {
             self.cursor_due = Some(now + self.limits.cursor_interval);
         }
-        answer(Some(id.to_string()), clock, Answer::Done, out);
-        self.fetch_if_due(out);
     }
 
     fn typing(&mut self, peer: UserId, now: Instant, out: &mut Vec<Output>) {
@@ -278,81 +218,26 @@ impl State {
         now: Instant,
         out: &mut Vec<Output>,
     ) {
-        if id <= self.tail {
-            return;
-        }
-        self.seen = self.seen.max(id);
-        // It directly follows what was sent if the event before it lies at or below the tail.
-        if self.behind || self.fetching || prev > self.tail || self.window.room() == 0 {
-            self.behind = true;
-            self.fetch_if_due(out);
-        } else {
-            self.last_event = prev;
-            self.deliver(id, body, now, out);
-        }
+        self.feed.live(id, prev, body, now, out);
     }
 
     /// A sweep has found the user's last event.
     pub fn tail(&mut self, id: EventId, out: &mut Vec<Output>) {
-        if id > self.tail {
-            self.seen = self.seen.max(id);
-            self.behind = true;
-            self.fetch_if_due(out);
-        }
+        self.feed.tail(id, out);
     }
 
     /// The log was read.
     pub fn fetched(&mut self, fetched: Fetched, clock: i64, now: Instant, out: &mut Vec<Output>) {
-        self.fetching = false;
-        if let Some(place) = fetched.resync {
-            if let Ok(frame) = to_text(&Event::new(clock, EventBody::Resync)) {
-                out.push(Output::Send(frame.into()));
-            }
-            self.window.reset(place);
-            self.tail = place;
-            self.last_event = EventId::NONE;
+        let is_resync = fetched.resync.is_some();
+        self.feed.fetched(fetched, clock, now, out);
+        if is_resync {
             self.store_cursor(out);
         }
-        for (id, body) in fetched.events {
-            if id > self.tail {
-                self.deliver(id, &body, now, out);
-            }
-        }
-        self.behind = fetched.more || self.seen > self.tail;
-        self.fetch_if_due(out);
     }
 
     /// Reading the log has failed; it is tried again with the next tick.
     pub fn not_fetched(&mut self) {
-        self.fetching = false;
-        self.behind = true;
-    }
-
-    fn deliver(&mut self, id: EventId, body: &[u8], now: Instant, out: &mut Vec<Output>) {
-        let frame =
-            std::str::from_utf8(body).ok().and_then(|body| with_id(body, id, self.last_event));
-        self.tail = id;
-        self.last_event = id;
-        self.seen = self.seen.max(id);
-        let Some(frame) = frame else {
-            // Only a worker writes to the log, and it writes JSON: whoever else did meant no client.
-            tracing::error!(
-                event.id = id.0,
-                "an event in the log is not a JSON object, it is left out"
-            );
-            return;
-        };
-        let frame = Utf8Bytes::from(frame);
-        self.window.push(id, frame.clone(), now);
-        out.push(Output::Send(frame));
-    }
-
-    fn fetch_if_due(&mut self, out: &mut Vec<Output>) {
-        if self.behind && !self.fetching && self.window.is_half_free() {
-            self.fetching = true;
-            self.behind = false;
-            out.push(Output::Fetch { after: self.tail, limit: self.window.room() });
-        }
+        self.feed.not_fetched();
     }
 
     /// The gateway is stopping: open requests are finished, then the session ends.
@@ -386,18 +271,17 @@ impl State {
             answer(Some(text_of(&id)), clock, Answer::Failed(error), out);
             self.close_if_drained(out);
         }
-        out.extend(self.window.take_due(now, self.limits.ack_wait).into_iter().map(Output::Send));
+        self.feed.tick(now, self.limits.ack_wait, out);
         if self.cursor_due.is_some_and(|at| at <= now) {
             self.store_cursor(out);
         }
-        self.fetch_if_due(out);
     }
 
     /// Stores the cursor if it has moved since it was stored.
     pub fn store_cursor(&mut self, out: &mut Vec<Output>) {
         self.cursor_due = None;
-        if self.window.cursor() > self.stored_cursor {
-            self.stored_cursor = self.window.cursor();
+        if self.feed.cursor() > self.stored_cursor {
+            self.stored_cursor = self.feed.cursor();
             out.push(Output::StoreCursor(self.stored_cursor));
         }
     }
@@ -408,16 +292,13 @@ impl State {
 
     /// When [`tick`](Self::tick) has something to do.
     pub fn next_tick(&self, now: Instant) -> Instant {
-        let retry = (self.behind && !self.fetching && self.window.is_half_free())
-            .then_some(now + Duration::from_secs(1));
         [
             Some(self.heard_at + self.limits.idle_timeout),
             self.ping_due(),
             self.expires_at,
             self.open.front().map(|(deadline, _)| *deadline),
-            self.window.next_due(self.limits.ack_wait),
+            self.feed.next_tick(now, self.limits.ack_wait),
             self.cursor_due,
-            retry,
         ]
         .into_iter()
         .flatten()

@@ -38,6 +38,17 @@ pub enum Delivery {
     Close(CloseCode, &'static str),
 }
 
+/// What was read from the log.
+#[derive(Debug)]
+pub struct Fetched {
+    /// The events after the one asked from: id and body without `id` and `prev`.
+    pub events: Vec<(EventId, bytes::Bytes)>,
+    /// Whether there are more.
+    pub more: bool,
+    /// Set if the log no longer reaches back to the event asked from: the place from which it was read instead.
+    pub resync: Option<EventId>,
+}
+
 /// A session's bounded queue of deliveries.
 #[derive(Debug)]
 pub struct Inbox {

@@ -1,0 +1,168 @@
+//! Which events a device gets next, pure: live ones while nothing is missing before them, the log's otherwise, never
+//! more unacked than the window holds.
+
+use std::time::{Duration, Instant};
+
+use herald_proto::{
+    EventId,
+    frame::{Event, EventBody, to_text, with_id},
+};
+use tokio_tungstenite::tungstenite::Utf8Bytes;
+
+use super::{output::Output, window::Window};
+use crate::inbox::Fetched;
+
+/// A device's place in its user's log.
+#[derive(Debug)]
+pub struct Feed {
+    window: Window,
+    /// The last event in the window; everything up to it was sent.
+    tail: EventId,
+    /// The user's last event up to `tail`: what the next one names as `prev`.
+    last_event: EventId,
+    /// The highest event known to be in the log.
+    seen: EventId,
+    /// Whether a read of the log is under way.
+    fetching: bool,
+    /// Whether the log may hold events after `tail` that were not offered live.
+    behind: bool,
+}
+
+/// How long to wait before a log that could not be read is read again.
+const RETRY: Duration = Duration::from_secs(1);
+
+impl Feed {
+    /// A device that has acked everything up to `cursor`.
+    pub fn new(cursor: EventId, window: usize, window_bytes: usize) -> Self {
+        Self {
+            window: Window::new(cursor, window, window_bytes),
+            tail: cursor,
+            last_event: cursor,
+            seen: cursor,
+            fetching: false,
+            behind: true,
+        }
+    }
+
+    /// First of all the log is read.
+    pub fn start(&mut self, out: &mut Vec<Output>) {
+        self.fetch_if_due(out);
+    }
+
+    /// The id up to which the device has acked everything.
+    pub fn cursor(&self) -> EventId {
+        self.window.cursor()
+    }
+
+    /// Whether the event was sent and not acked.
+    pub fn holds(&self, id: EventId) -> bool {
+        self.window.holds(id)
+    }
+
+    /// The device has taken an event; returns whether the cursor moved.
+    pub fn ack(&mut self, id: EventId, out: &mut Vec<Output>) -> bool {
+        let has_moved = self.window.ack(id);
+        self.fetch_if_due(out);
+        has_moved
+    }
+
+    /// An event has come into the log.
+    pub fn live(
+        &mut self,
+        id: EventId,
+        prev: EventId,
+        body: &[u8],
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) {
+        if id <= self.tail {
+            return;
+        }
+        self.seen = self.seen.max(id);
+        // It directly follows what was sent if the event before it lies at or below the tail.
+        if self.behind || self.fetching || prev > self.tail || self.window.room() == 0 {
+            self.behind = true;
+            self.fetch_if_due(out);
+        } else {
+            self.last_event = prev;
+            self.deliver(id, body, now, out);
+        }
+    }
+
+    /// A sweep has found the user's last event.
+    pub fn tail(&mut self, id: EventId, out: &mut Vec<Output>) {
+        if id > self.tail {
+            self.seen = self.seen.max(id);
+            self.behind = true;
+            self.fetch_if_due(out);
+        }
+    }
+
+    /// The log was read.
+    pub fn fetched(&mut self, fetched: Fetched, clock: i64, now: Instant, out: &mut Vec<Output>) {
+        self.fetching = false;
+        if let Some(place) = fetched.resync {
+            if let Ok(frame) = to_text(&Event::new(clock, EventBody::Resync)) {
+                out.push(Output::Send(frame.into()));
+            }
+            self.window.reset(place);
+            self.tail = place;
+            self.last_event = EventId::NONE;
+        }
+        for (id, body) in fetched.events {
+            if id > self.tail {
+                self.deliver(id, &body, now, out);
+            }
+        }
+        self.behind = fetched.more || self.seen > self.tail;
+        self.fetch_if_due(out);
+    }
+
+    /// Reading the log has failed.
+    pub fn not_fetched(&mut self) {
+        self.fetching = false;
+        self.behind = true;
+    }
+
+    /// Sends again what was not acked for `ack_wait`, and reads a log again that could not be read.
+    pub fn tick(&mut self, now: Instant, ack_wait: Duration, out: &mut Vec<Output>) {
+        out.extend(self.window.take_due(now, ack_wait).into_iter().map(Output::Send));
+        self.fetch_if_due(out);
+    }
+
+    /// When [`tick`](Self::tick) has something to do.
+    pub fn next_tick(&self, now: Instant, ack_wait: Duration) -> Option<Instant> {
+        let retry = self.is_fetch_due().then_some(now + RETRY);
+        [self.window.next_due(ack_wait), retry].into_iter().flatten().min()
+    }
+
+    fn deliver(&mut self, id: EventId, body: &[u8], now: Instant, out: &mut Vec<Output>) {
+        let text = std::str::from_utf8(body).ok();
+        let frame = text.and_then(|body| with_id(body, id, self.last_event));
+        self.tail = id;
+        self.last_event = id;
+        self.seen = self.seen.max(id);
+        let Some(frame) = frame.map(Utf8Bytes::from) else {
+            // Only a worker writes to the log, and it writes JSON: whoever else did meant no client.
+            tracing::error!(
+                event.id = id.0,
+                "an event in the log is not a JSON object, it is left out"
+            );
+            return;
+        };
+        self.window.push(id, frame.clone(), now);
+        out.push(Output::Send(frame));
+    }
+
+    fn is_fetch_due(&self) -> bool {
+        self.behind && !self.fetching && self.window.is_half_free()
+    }
+
+    fn fetch_if_due(&mut self, out: &mut Vec<Output>) {
+        if self.is_fetch_due() {
+            self.fetching = true;
+            self.behind = false;
+            out.push(Output::Fetch { after: self.tail, limit: self.window.room() });
+        }
+    }
+}
