@@ -7,7 +7,38 @@ use herald_tests::{Backend, Binaries, Cluster, Options, Process, Program, eventu
 use serde_json::{Value, json};
 
 on_both! {
+    a_new_broker_beside_an_old_database_goes_on_where_the_database_is
     a_killed_workers_frames_are_all_answered_by_the_next_one_without_being_sent_again
+}
+
+/// The broker has lost its disks, or someone started with a fresh one: its sequences begin anew.
+async fn a_new_broker_beside_an_old_database_goes_on_where_the_database_is(
+    backend: Backend,
+) -> Result<()> {
+    let new = |key: &str| json!({"chatId": "User2", "clientMessageId": key, "message": key});
+    let mut cluster = Cluster::start(backend, Options::default()).await?;
+    let mut user1 = cluster.connect("User1").await?;
+    for key in ["a", "b", "c"] {
+        user1.request("new", new(key)).await?;
+    }
+    cluster.gateways.remove(0).stop().await?;
+    cluster.workers.remove(0).stop().await?;
+    let Cluster { database, broker, .. } = cluster;
+    drop(broker);
+    let cluster = Cluster::start_on(database, Options::default()).await?;
+    let mut user1 = cluster.connect("User1").await?;
+    let mut user2 = cluster.connect("User2").await?;
+    assert_eq!(user1.request("new", new("b")).await?["payload"]["messageId"], 2, "a repeat");
+    assert_eq!(user1.request("new", new("d")).await?["payload"]["messageId"], 4);
+    let event = user2.event("new").await?;
+    assert_eq!(
+        (&event["payload"]["messageId"], &event["payload"]["missed"]),
+        (&json!(4), &json!(4))
+    );
+    let read = user2.request("read", json!({"chatId": "User1"})).await?;
+    assert_eq!(read["payload"]["missed"], 0, "{read}");
+    assert_eq!(user1.event("read").await?["payload"]["messageId"], 4);
+    user2.nothing_more().await
 }
 
 /// A `herald-worker` in a process of its own, for SIGKILL.

@@ -114,8 +114,16 @@ impl Cluster {
     /// # Errors
     /// If a part does not start.
     pub async fn start(backend: Backend, options: Options) -> Result<Self> {
+        Self::start_on(Database::create(backend).await?, options).await
+    }
+
+    /// The same, on a database that may have been used before.
+    ///
+    /// # Errors
+    /// If a part does not start.
+    pub async fn start_on(database: Database, options: Options) -> Result<Self> {
         traced();
-        let (broker, database) = tokio::try_join!(Broker::start(), Database::create(backend))?;
+        let broker = Broker::start().await?;
         Store::connect(database.url(), 2).await?.migrate().await?;
         let mut cluster = Self { gateways: vec![], workers: vec![], broker, database, options };
         for _ in 0..cluster.options.workers {

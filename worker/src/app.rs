@@ -6,8 +6,15 @@ use tokio::{net::TcpListener, sync::mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    config::Config, contacts, error::Error, health, partition::Reader, publisher::Publisher,
-    settle::Settler, store::Store, topology,
+    config::Config,
+    contacts,
+    error::Error,
+    health,
+    partition::{self, Reader},
+    publisher::Publisher,
+    settle::Settler,
+    store::Store,
+    topology,
 };
 
 /// Publishes that may wait for their confirmation at the same time.
@@ -38,6 +45,8 @@ pub async fn run(
     let topology = topology::ensure(&jetstream, &config).await?;
     let frames: jetstream::stream::Stream<()> =
         jetstream.get_stream_no_info(subject::FRAMES).await.map_err(Error::broker("get FRAMES"))?;
+    let info = frames.get_info().await.map_err(Error::broker("get FRAMES"))?;
+    let epoch = partition::epoch(&info);
     let publisher = Publisher::new(client.clone(), jetstream, topology);
 
     let gone = CancellationToken::new();
@@ -59,6 +68,7 @@ pub async fn run(
     for partition in 0..topology.partitions {
         let reader = Reader {
             partition,
+            epoch,
             frames: frames.clone(),
             store: store.clone(),
             publisher: publisher.clone(),
@@ -69,7 +79,8 @@ pub async fn run(
         tasks.spawn(reader.run());
     }
     drop(sender);
-    tasks.spawn(Settler::new(store, publisher, frames, max_frames, stop.clone()).run(receiver));
+    let settler = Settler::new(store, publisher, frames, epoch, max_frames, stop.clone());
+    tasks.spawn(settler.run(receiver));
     tracing::info!(
         herald.partitions = topology.partitions,
         herald.event_streams = topology.event_streams,

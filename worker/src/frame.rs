@@ -27,7 +27,7 @@ pub struct Frame {
 pub struct Outgoing {
     /// Whose log it goes to.
     pub user: UserId,
-    /// Its message id for JetStream's duplicate detection: the frame's partition and sequence.
+    /// Its message id for JetStream's duplicate detection: the frame's stream, partition and sequence.
     pub id: String,
     /// The event frame, without `id` and `prev`.
     pub body: String,

@@ -10,7 +10,7 @@ use async_nats::jetstream::{
     self,
     consumer::{Consumer, pull},
     message::StreamMessage,
-    stream::RawMessageErrorKind,
+    stream::{InfoError, RawMessageErrorKind},
 };
 use futures::{FutureExt, StreamExt};
 use herald_proto::{Chat, subject, telemetry, wire::Command};
@@ -29,6 +29,8 @@ use crate::{
 pub struct Reader {
     /// Which one.
     pub partition: u16,
+    /// When `FRAMES` was created, in nanoseconds since the Unix epoch.
+    pub epoch: i64,
     /// The stream `FRAMES`.
     pub frames: jetstream::stream::Stream<()>,
     /// Asked how far the partition is applied.
@@ -63,6 +65,17 @@ const PULL_EXPIRES: Duration = Duration::from_secs(10);
 const PULL_HEARTBEAT: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// When a stream was created, in nanoseconds since the Unix epoch: tells it from one of the same name before it.
+pub fn epoch(info: &jetstream::stream::Info) -> i64 {
+    i64::try_from(info.created.unix_timestamp_nanos()).unwrap_or(0)
+}
+
+fn is_no_stream(error: &InfoError) -> bool {
+    let cause = std::error::Error::source(error);
+    let cause = cause.and_then(|cause| cause.downcast_ref::<jetstream::Error>());
+    cause.is_some_and(|cause| cause.error_code() == jetstream::ErrorCode::STREAM_NOT_FOUND)
+}
+
 impl Reader {
     /// Reads until told to stop; what goes wrong is logged and tried again.
     pub async fn run(self) {
@@ -77,6 +90,7 @@ impl Reader {
     }
 
     async fn read(&self) -> Result<(), Error> {
+        self.check_stream().await?;
         let name = subject::consumer(self.partition);
         let consumer: Consumer<pull::Config> = self
             .frames
@@ -133,6 +147,23 @@ impl Reader {
         }
     }
 
+    /// A stream that was deleted or created anew takes everything with it that this worker made at its start: it stops,
+    /// to be started again.
+    async fn check_stream(&self) -> Result<(), Error> {
+        let is_the_same = match self.frames.get_info().await {
+            Ok(info) => epoch(&info) == self.epoch,
+            Err(error) if is_no_stream(&error) => false,
+            Err(error) => return Err(Error::broker("get FRAMES")(error)),
+        };
+        if !is_the_same && !self.stop.is_cancelled() {
+            tracing::error!(
+                "FRAMES is gone or was created anew: this worker stops, to be started again"
+            );
+            self.stop.cancel();
+        }
+        Ok(())
+    }
+
     /// Lets the next worker have the partition at once, if it is this one's.
     async fn leave(&self, position: &Position) -> Result<(), Error> {
         if position.next_delivery.is_none() {
@@ -182,9 +213,8 @@ impl Reader {
         let consumer = self.frames.consumer_info(subject::consumer(self.partition)).await;
         let floor =
             consumer.map_err(Error::broker("get a consumer's state"))?.ack_floor.stream_sequence;
-        let states = self.store.partitions(&[self.partition]).await?;
-        let applied = states.first().map_or(0, |state| state.applied.cast_unsigned());
-        Ok(floor.min(applied))
+        let state = self.store.partition(self.partition, self.epoch).await?;
+        Ok(floor.min(state.applied.cast_unsigned()))
     }
 
     /// Fetches the partition's frames above `after` and below `before`. Asks the stream's leader: a replica may lag.

@@ -50,6 +50,8 @@ pub struct Settler {
     store: Store,
     publisher: Publisher,
     frames: jetstream::stream::Stream<()>,
+    /// When `FRAMES` was created.
+    epoch: i64,
     fences: HashMap<u16, Fence>,
     /// Up to which sequence this worker has itself published a partition's events.
     published: HashMap<u16, i64>,
@@ -67,6 +69,7 @@ impl Settler {
         store: Store,
         publisher: Publisher,
         frames: jetstream::stream::Stream<()>,
+        epoch: i64,
         max_frames: usize,
         stop: CancellationToken,
     ) -> Self {
@@ -74,6 +77,7 @@ impl Settler {
             store,
             publisher,
             frames,
+            epoch,
             fences: HashMap::new(),
             published: HashMap::new(),
             max_frames,
@@ -129,31 +133,26 @@ impl Settler {
         if self.fences.contains_key(&partition) {
             return Ok(());
         }
-        for state in self.store.partitions(&[partition]).await? {
-            let consumer = self.frames.consumer_info(subject::consumer(partition)).await;
-            let floor = consumer
-                .map_err(Error::broker("get a consumer's state"))?
-                .ack_floor
-                .stream_sequence;
-            let published =
-                self.published.get(&partition).copied().unwrap_or(0).max(floor.cast_signed());
-            let left: Vec<Outgoing> = if state.applied > published {
-                serde_json::from_str(&state.events)
-                    .map_err(|error| Error::Unreadable("the outbox", error))?
-            } else {
-                Vec::new()
-            };
-            self.publisher.events(&left.iter().collect::<Vec<_>>()).await?;
-            tracing::info!(
-                messaging.destination.partition.id = partition,
-                herald.applied = state.applied,
-                herald.republished = left.len(),
-                "learned where a partition stands"
-            );
-            self.published.insert(partition, state.applied);
-            self.fences
-                .insert(partition, Fence { applied: state.applied, unconfirmed: Vec::new() });
-        }
+        let state = self.store.partition(partition, self.epoch).await?;
+        let consumer = self.frames.consumer_info(subject::consumer(partition)).await;
+        let consumer = consumer.map_err(Error::broker("get a consumer's state"))?;
+        let acknowledged = consumer.ack_floor.stream_sequence.cast_signed();
+        let published = self.published.get(&partition).copied().unwrap_or(0).max(acknowledged);
+        let left: Vec<Outgoing> = if state.applied > published {
+            serde_json::from_str(&state.events)
+                .map_err(|error| Error::Unreadable("the outbox", error))?
+        } else {
+            Vec::new()
+        };
+        self.publisher.events(&left.iter().collect::<Vec<_>>()).await?;
+        tracing::info!(
+            messaging.destination.partition.id = partition,
+            herald.applied = state.applied,
+            herald.republished = left.len(),
+            "learned where a partition stands"
+        );
+        self.published.insert(partition, state.applied);
+        self.fences.insert(partition, Fence { applied: state.applied, unconfirmed: Vec::new() });
         Ok(())
     }
 
@@ -241,7 +240,7 @@ impl Settler {
                 .is_some_and(|fence| frame.sequence <= fence.applied);
         }
         let txn = self.store.begin().await?;
-        let mut set = WorkingSet::load(&txn, frames, now_ms()).await?;
+        let mut set = WorkingSet::load(&txn, frames, self.epoch, now_ms()).await?;
         let mut answers = Vec::with_capacity(frames.len());
         for frame in frames.iter() {
             let answer = frame.span.in_scope(|| handler::handle(&mut set, frame))?;
@@ -291,7 +290,7 @@ impl Settler {
                         .map_err(|error| Error::Unreadable("the outbox", error))?,
                     None => "[]".to_owned(),
                 };
-                Ok(Move { id, expected, applied, events })
+                Ok(Move { id, epoch: self.epoch, expected, applied, events })
             })
             .collect()
     }
@@ -330,6 +329,7 @@ impl Settler {
         if frame.sequence > expected {
             let step = Move {
                 id: frame.partition,
+                epoch: self.epoch,
                 expected,
                 applied: frame.sequence,
                 events: "[]".into(),

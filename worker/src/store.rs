@@ -97,18 +97,22 @@ impl Store {
         Ok(self.db.ping().await?)
     }
 
-    /// Makes sure that these partitions have rows, and says where they stand.
+    /// Makes sure that a partition has a row that counts in the stream created at `epoch` (nanoseconds since the Unix
+    /// epoch), and says where it stands there.
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn partitions(&self, ids: &[u16]) -> Result<Vec<PartitionState>, Error> {
+    pub async fn partition(&self, id: u16, epoch: i64) -> Result<PartitionState, Error> {
         #[derive(Serialize)]
         struct Row {
             id: u16,
+            epoch: i64,
         }
-        let rows: Vec<Row> = ids.iter().map(|&id| Row { id }).collect();
-        execute(&self.db, &self.sql.create_partitions, &rows).await?;
-        query(&self.db, &self.sql.partitions, &rows).await
+        let row = [Row { id, epoch }];
+        execute(&self.db, &self.sql.create_partitions, &row).await?;
+        execute(&self.db, &self.sql.renew_partitions, &row).await?;
+        let found = query(&self.db, &self.sql.partitions, &row).await?;
+        found.into_iter().next().ok_or(Error::Corrupt("partitions: a row is missing"))
     }
 
     /// Up to `limit` users that share a chat with `user`, latest chats first.

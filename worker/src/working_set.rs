@@ -24,6 +24,8 @@ type Key = (UserId, ClientMessageId);
 pub struct WorkingSet {
     /// The service's clock, in milliseconds since the Unix epoch: the same for the whole batch.
     pub now: i64,
+    /// The stream of the batch's frames.
+    epoch: i64,
     chats: HashMap<Chat, Entry>,
     known: HashMap<Key, Known>,
     events: Vec<(u16, Outgoing)>,
@@ -34,9 +36,14 @@ impl WorkingSet {
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn load(txn: &Transaction<'_>, frames: &[Frame], now: i64) -> Result<Self, Error> {
+    pub async fn load(
+        txn: &Transaction<'_>,
+        frames: &[Frame],
+        epoch: i64,
+        now: i64,
+    ) -> Result<Self, Error> {
         let mut set =
-            Self { now, chats: HashMap::new(), known: HashMap::new(), events: Vec::new() };
+            Self { now, epoch, chats: HashMap::new(), known: HashMap::new(), events: Vec::new() };
         set.load_known(txn, frames).await?;
         set.load_chats(txn, frames).await?;
         set.load_points(txn, frames).await?;
@@ -227,7 +234,7 @@ impl WorkingSet {
         herald_proto::telemetry::inject(&frame.span, &mut headers);
         let event = Outgoing {
             user: frame.chat.member(frame.side.peer()).clone(),
-            id: format!("{}-{}", frame.partition, frame.sequence),
+            id: format!("{:x}-{}-{}", self.epoch, frame.partition, frame.sequence),
             body: to_text(&Event::new(self.now, body))
                 .map_err(|_| Error::Corrupt("an event is not JSON"))?,
             traceparent: headers.get(herald_proto::header::TRACEPARENT).map(ToString::to_string),

@@ -30,7 +30,8 @@ pub struct State {
     cursor_due: Option<Instant>,
     expires_at: Option<Instant>,
     binary_frames: u32,
-    refused_in_a_row: u32,
+    /// How many more frames were refused than taken, of late.
+    excess: u32,
     draining: bool,
 }
 
@@ -38,8 +39,8 @@ pub struct State {
 const RETRY_AFTER: u64 = 1000;
 /// Binary frames that are answered before they count as abuse.
 const BINARY_FRAMES: u32 = 3;
-/// Refused frames in a row that end a session.
-const REFUSED_IN_A_ROW: u32 = 1000;
+/// An excess of refused frames that ends a session.
+const MAX_EXCESS: u32 = 1000;
 /// One `typing` a chat in this time is passed on.
 const TYPING_INTERVAL: Duration = Duration::from_secs(1);
 /// Chats whose last `typing` is remembered.
@@ -67,7 +68,7 @@ impl State {
             cursor_due: None,
             expires_at,
             binary_frames: 0,
-            refused_in_a_row: 0,
+            excess: 0,
             draining: false,
         }
     }
@@ -87,7 +88,7 @@ impl State {
             self.refuse(&frame, Error::rate_limited(retry_after), clock, out);
             return;
         }
-        self.refused_in_a_row = 0;
+        self.excess = self.excess.saturating_sub(1);
         if text.len() > self.limits.max_frame_bytes {
             answer(id_of(&frame), clock, too_large(self.limits.max_frame_bytes), out);
             return;
@@ -138,8 +139,8 @@ impl State {
         clock: i64,
         out: &mut Vec<Output>,
     ) {
-        self.refused_in_a_row += 1;
-        if self.refused_in_a_row > REFUSED_IN_A_ROW {
+        self.excess += 1;
+        if self.excess > MAX_EXCESS {
             out.push(Output::Close(CloseCode::RateLimited, "over the rate limit for long".into()));
         } else if !is_event(frame) {
             answer(id_of(frame), clock, Answer::Failed(error), out);

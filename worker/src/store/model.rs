@@ -95,6 +95,8 @@ pub struct PartitionState {
 pub struct Move {
     /// Which partition.
     pub id: u16,
+    /// The stream that it counts in.
+    pub epoch: i64,
     /// The sequence it must stand at.
     pub expected: i64,
     /// The sequence it moves to.

@@ -23,6 +23,7 @@ pub(super) struct Sql {
     pub(super) erase: String,
     pub(super) partitions: String,
     pub(super) create_partitions: String,
+    pub(super) renew_partitions: String,
     pub(super) move_partitions: String,
 }
 
@@ -59,8 +60,14 @@ impl Sql {
         let keys = rows(&[("sender", Text), ("client_message_id", Text)]);
         let points = rows(&[("chat_id", Int), ("message_id", Int)]);
         let spans = rows(&[("chat_id", Int), ("from_a", Bool), ("after", Int), ("up_to", Int)]);
-        let ids = rows(&[("id", Int)]);
-        let moves = rows(&[("id", Int), ("expected", Int), ("applied", Int), ("events", Text)]);
+        let ids = rows(&[("id", Int), ("epoch", Int)]);
+        let moves = rows(&[
+            ("id", Int),
+            ("epoch", Int),
+            ("expected", Int),
+            ("applied", Int),
+            ("events", Text),
+        ]);
         Self {
             chats: format!(
                 "SELECT c.* FROM {pairs} r JOIN chats c ON c.user_a = r.user_a AND c.user_b = r.user_b"
@@ -106,11 +113,18 @@ impl Sql {
                 "SELECT p.id, p.applied, p.events FROM {ids} r JOIN partitions p ON p.id = r.id"
             ),
             create_partitions: format!(
-                "INSERT INTO partitions (id) SELECT r.id FROM {ids} r WHERE true ON CONFLICT (id) DO NOTHING"
+                "INSERT INTO partitions (id, epoch) SELECT r.id, r.epoch FROM {ids} r WHERE true \
+                 ON CONFLICT (id) DO NOTHING"
+            ),
+            // Sequences of another stream say nothing about this one's frames.
+            renew_partitions: format!(
+                "UPDATE partitions SET epoch = r.epoch, applied = 0, events = '[]' FROM {ids} r \
+                 WHERE partitions.id = r.id AND partitions.epoch <> r.epoch"
             ),
             move_partitions: format!(
                 "UPDATE partitions SET applied = r.applied, events = r.events FROM {moves} r \
-                 WHERE partitions.id = r.id AND partitions.applied = r.expected"
+                 WHERE partitions.id = r.id AND partitions.epoch = r.epoch \
+                 AND partitions.applied = r.expected"
             ),
         }
     }

@@ -8,6 +8,8 @@ use sea_orm::entity::prelude::*;
 pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: i32,
+    /// When the stream was created that `applied` counts in, in nanoseconds since the Unix epoch.
+    pub epoch: i64,
     /// The stream sequence of the last applied frame; 0 for none.
     pub applied: i64,
     /// The events of the last applied batch, as JSON: published again by whoever finds that batch redelivered.

@@ -65,6 +65,7 @@ impl MigrationTrait for Migration {
                 Table::create()
                     .table("partitions")
                     .col(integer("id").primary_key())
+                    .col(big_integer("epoch").default(0))
                     .col(big_integer("applied").default(0))
                     .col(text("events").default("[]"))
                     .to_owned(),
