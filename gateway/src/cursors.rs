@@ -42,11 +42,13 @@ impl Cursors {
     /// Stores what is left here until `stop`, and then what is still there. A cursor that can't be stored means that its
     /// device gets some events twice.
     pub async fn flush_until(&self, log: EventLog, stop: CancellationToken) {
-        while !stop.is_cancelled() {
+        loop {
             tokio::select! {
                 () = self.arrived.notified() => {}
                 () = stop.cancelled() => {}
             }
+            // Asked before the cursors are taken: what is left after it is asked is taken.
+            let is_last = stop.is_cancelled();
             let batch =
                 std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
             futures::stream::iter(batch)
@@ -56,6 +58,9 @@ impl Cursors {
                     }
                 })
                 .await;
+            if is_last {
+                return;
+            }
         }
     }
 }

@@ -205,5 +205,8 @@ async fn a_log_that_no_longer_reaches_back_says_resync_once() -> Result<()> {
         user2.ack(event["id"].as_u64().unwrap()).await?;
     }
     user2.close().await?;
-    cluster.connect("User2").await?.nothing_more().await
+    let mut user2 = cluster.connect("User2").await?;
+    send(&mut user1, "User2", "after").await?;
+    assert_eq!(key(&user2.next_event().await?), "after", "no second resync, nothing again");
+    user2.nothing_more().await
 }

@@ -338,3 +338,39 @@ async fn typing_is_passed_on_at_most_once_a_second_and_chat() -> Result<()> {
     })
     .await
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stopping_gateway_stores_what_its_devices_have_acked() -> Result<()> {
+    let mut cluster = Cluster::start(Backend::Sqlite, Options::of(2, 1)).await?;
+    let mut sender = cluster.connect("sender").await?;
+    let mut devices = Vec::new();
+    for n in 0..10 {
+        let user = format!("user{n}");
+        devices.push((user.clone(), cluster.connect_to(1, &user, "phone").await?));
+        sender
+            .request("new", json!({"chatId": user, "clientMessageId": user, "message": "hi"}))
+            .await?;
+    }
+    for (_, device) in &mut devices {
+        let event = device.event("new").await?;
+        device.ack(event["id"].as_u64().context("no id")?).await?;
+    }
+    let gateway = cluster.gateways.remove(1);
+    let closes = async {
+        for (_, device) in &mut devices {
+            assert_eq!(device.expect_close().await?.0, 1012);
+        }
+        anyhow::Ok(())
+    };
+    let (stopped, closed) = tokio::join!(gateway.stop(), closes);
+    stopped.and(closed)?;
+    for (user, _) in devices {
+        let mut device = cluster.connect_to(0, &user, "phone").await?;
+        let second =
+            json!({"chatId": user, "clientMessageId": format!("{user} 2"), "message": "hi"});
+        sender.request("new", second).await?;
+        let event = device.next_event().await?;
+        assert_eq!(event["payload"]["messageId"], 2, "what was acked does not come again: {event}");
+    }
+    Ok(())
+}

@@ -61,10 +61,11 @@ impl Client {
         Ok(Self { socket, queue: VecDeque::new(), requests: 0, closed: None, is_present: true })
     }
 
-    /// Leaves `online` and `offline` out from now on: they come at their own times between the frames of a test.
+    /// Leaves `online` and `offline` out, also those kept already: they come at their own times between the frames of a test.
     #[must_use]
     pub fn without_presence(mut self) -> Self {
         self.is_present = false;
+        self.queue.retain(|frame| !is_presence(frame));
         self
     }
 
