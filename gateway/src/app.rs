@@ -62,7 +62,7 @@ pub async fn run(
     let Some(topology) = topology(&jetstream, &stop).await else { return Ok(()) };
 
     let gone = CancellationToken::new();
-    let tasks = TaskTracker::new();
+    let (tasks, sessions) = (TaskTracker::new(), TaskTracker::new());
     let log = EventLog::open(client.clone(), jetstream.clone(), topology).await?;
     let registry = Registry::new(client.clone(), gateway.clone(), config.limits.max_sessions);
     let presence = Presence::new(config.grace);
@@ -103,6 +103,7 @@ pub async fn run(
         presence: presence.clone(),
         contacts,
         drain: stop.clone(),
+        tasks: sessions.clone(),
     });
     let router = routes::router(routes::App { shared, authenticator });
     tracing::info!(server.address = %listener.local_addr()?, herald.gateway = %gateway, "serving");
@@ -122,12 +123,8 @@ pub async fn run(
     if let Err(error) = leases.drain().await {
         tracing::warn!(%error, "the lease runs out by itself");
     }
-    let drained = tokio::time::timeout(config.drain_timeout, async {
-        while !registry.is_empty() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    });
-    if drained.await.is_err() {
+    sessions.close();
+    if tokio::time::timeout(config.drain_timeout, sessions.wait()).await.is_err() {
         tracing::warn!(herald.sessions = registry.len(), "sessions had to be cut");
     }
     gone.cancel();

@@ -65,7 +65,7 @@ async fn websocket(State(app): State<App>, mut request: Request) -> Response {
     }
     let upgrade = hyper::upgrade::on(&mut request);
     let identity = app.authenticator.identify(request.headers(), request.uri()).await;
-    tokio::spawn(async move {
+    app.shared.tasks.clone().spawn(async move {
         match upgrade.await {
             Ok(stream) => serve(app.shared, TokioIo::new(stream), identity).await,
             Err(error) => tracing::debug!(%error, "a client left during its handshake"),

@@ -15,7 +15,7 @@ use herald_proto::{
 use serde_json::value::to_raw_value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::tungstenite::Message;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     config::Limits,
@@ -63,6 +63,8 @@ pub struct Shared {
     pub contacts: Contacts,
     /// Cancelled when the gateway drains.
     pub drain: CancellationToken,
+    /// The sessions' tasks, to be waited for.
+    pub tasks: TaskTracker,
 }
 
 /// Who a client is.
@@ -100,7 +102,8 @@ where
         Ok((seat, state)) => {
             shared.presence.opened(&identity.user);
             let session = Session { shared, identity, socket, seat, state, is_present: true };
-            tokio::spawn(session.run());
+            let tasks = session.shared.tasks.clone();
+            tasks.spawn(session.run());
         }
         Err(error) => {
             tracing::warn!(%error, "a session can't begin");

@@ -24,7 +24,7 @@ use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{Message, protocol::Role},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// A session on a pipe that holds `bytes`, and the client's end of it.
 async fn session(cluster: &Cluster, bytes: usize) -> Result<WebSocketStream<DuplexStream>> {
@@ -44,6 +44,7 @@ async fn session(cluster: &Cluster, bytes: usize) -> Result<WebSocketStream<Dupl
         presence: Presence::new(config.grace),
         contacts: Contacts::new(client),
         drain: CancellationToken::new(),
+        tasks: TaskTracker::new(),
     });
     let (server, stream) = tokio::io::duplex(bytes);
     let socket = Socket::new(server, 1 << 20, config.limits.write_timeout).await;
