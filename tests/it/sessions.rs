@@ -262,7 +262,7 @@ async fn watcher(cluster: &Cluster) -> Result<Client> {
 async fn presence_counts_sessions_on_all_gateways_and_a_reconnect_within_the_grace_does_not_flicker()
 -> Result<()> {
     let cluster =
-        Cluster::start(Backend::Sqlite, Options::of(2, 1).gateway_flags(&["--grace", "700ms"]))
+        Cluster::start(Backend::Sqlite, Options::of(2, 1).gateway_flags(&["--grace", "1500ms"]))
             .await?;
     let mut watcher = watcher(&cluster).await?;
     let phone = cluster.connect_to(0, "watched", "phone").await?;
@@ -270,13 +270,14 @@ async fn presence_counts_sessions_on_all_gateways_and_a_reconnect_within_the_gra
     let laptop = cluster.connect_to(1, "watched", "laptop").await?;
     drop(phone);
     drop(laptop);
-    let phone = cluster.connect_to(1, "watched", "phone").await?;
-    // Time for a wrong `offline` to show: another user comes and goes through its whole grace.
+    // Time for the gateways to see that both are lost, and for a wrong `offline` to show.
     let mut other = cluster.connect("other").await?;
     other
         .request("new", json!({"chatId": "watcher", "clientMessageId": "k", "message": "hi"}))
         .await?;
     watcher.event("new").await?;
+    let phone = cluster.connect_to(1, "watched", "phone").await?;
+    // And through another user's whole grace.
     drop(other);
     assert_eq!(watcher.event("offline").await?["payload"]["userId"], "other");
     drop(phone);
