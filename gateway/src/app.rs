@@ -119,7 +119,6 @@ pub async fn run(
 
     stop.cancelled().await;
     tracing::info!(herald.sessions = registry.len(), "draining");
-    presence.drain();
     if let Err(error) = leases.drain().await {
         tracing::warn!(%error, "the lease runs out by itself");
     }

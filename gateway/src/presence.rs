@@ -40,8 +40,6 @@ struct Users {
     local: HashMap<UserId, Local>,
     /// Whose announcement may have to change.
     changed: HashSet<UserId>,
-    /// Set while the gateway drains: its users are about to come back elsewhere.
-    draining: bool,
 }
 
 #[derive(Default)]
@@ -105,21 +103,13 @@ impl Presence {
         }
     }
 
-    /// From now on nobody goes offline: the keys stay, for peers to remove those who don't come back.
-    pub fn drain(&self) {
-        self.users().draining = true;
-    }
-
     fn due(&self, user: &UserId) -> Due {
         let mut users = self.users();
-        let draining = users.draining;
         let Some(local) = users.local.get_mut(user) else { return Due::Nothing };
         match (local.sessions, local.announced) {
             (1.., None) => Due::Announce,
             (0, None) => Due::Forget,
-            (0, Some(revision))
-                if !draining && local.leaves_at.is_some_and(|at| at <= Instant::now()) =>
-            {
+            (0, Some(revision)) if local.leaves_at.is_some_and(|at| at <= Instant::now()) => {
                 Due::Withdraw(revision)
             }
             _ => Due::Nothing,
@@ -216,7 +206,8 @@ impl Announcer {
         jetstream.get_key_value(subject::SESSIONS).await.map_err(Error::broker("open SESSIONS"))
     }
 
-    /// Announces until told to stop.
+    /// Announces until told to stop. Then nobody goes offline any more: a draining gateway's users are about to come back
+    /// elsewhere, their keys stay, and peers remove those who don't.
     pub async fn run(self, stop: CancellationToken) {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);

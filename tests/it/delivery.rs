@@ -188,6 +188,8 @@ async fn a_log_that_no_longer_reaches_back_says_resync_once() -> Result<()> {
     let options = Options::default().worker_flags(&["--events-max-per-user", "3"]);
     let cluster = Cluster::start(Backend::Sqlite, options).await?;
     let mut user1 = cluster.connect("User1").await?;
+    // Another user's older event: the stream itself reaches back, this user's log does not.
+    send(&mut user1, "User3", "older").await?;
     let mut user2 = cluster.connect("User2").await?;
     send(&mut user1, "User2", "acked").await?;
     let event = user2.next_event().await?;
