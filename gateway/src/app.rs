@@ -12,7 +12,7 @@ use async_nats::{
 };
 use axum::serve::ListenerExt;
 use futures::StreamExt;
-use herald_proto::{broker, subject, topology::Topology};
+use herald_proto::{broker, instance, subject, topology::Topology};
 use tokio::{net::TcpListener, time::MissedTickBehavior};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -51,7 +51,8 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     config.validate().map_err(anyhow::Error::msg)?;
     let authenticator = Arc::new(Authenticator::new(&config.auth).await?);
-    let gateway: Arc<str> = config.gateway_id.clone().unwrap_or_else(default_id).into();
+    let gateway: Arc<str> =
+        config.gateway_id.clone().unwrap_or_else(|| instance::name("gateway")).into();
     let client = broker::connect(&config.broker, &format!("herald-gateway {gateway}")).await?;
     let jetstream = ContextBuilder::new()
         .ack_timeout(PUBLISH_TIMEOUT)
@@ -138,13 +139,6 @@ pub async fn run(
     }
     tracing::info!("stopped");
     Ok(())
-}
-
-/// The host's name, so that people know which, and a random part, so that no two starts share an id.
-fn default_id() -> String {
-    let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "gateway".into());
-    let host: String = host.chars().filter(char::is_ascii).take(48).collect();
-    format!("{host}-{:08x}", fastrand::u32(..))
 }
 
 /// Waits for the topology, which the first worker writes after it has created everything else.

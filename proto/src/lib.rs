@@ -10,6 +10,7 @@ pub mod error;
 pub mod frame;
 pub mod header;
 pub mod id;
+pub mod instance;
 pub mod payload;
 pub mod signal;
 pub mod subject;

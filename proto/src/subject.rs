@@ -30,6 +30,8 @@ pub const TOPOLOGY_KEY: &str = "topology";
 pub const CONTACTS: &str = "contacts";
 /// The queue group of workers on [`CONTACTS`], and the priority group of their partition consumers.
 pub const WORKERS: &str = "workers";
+/// Where workers tell each other that they are alive.
+pub const HEARTBEATS: &str = "workers";
 /// What `RePublish` makes of `events.<s>.<user>`.
 pub const LIVE_FROM_EVENTS: &str = "live.{{wildcard(1)}}";
 

@@ -61,6 +61,15 @@ pub enum Signal {
     },
 }
 
+/// A worker says that it is alive: the body of a message on `workers`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// The worker, by a name of its own for every start.
+    pub worker: String,
+    /// Whether it goes, and others should take its share at once.
+    pub leaving: bool,
+}
+
 /// Whom a user shares a chat with: the answer to a request on `contacts`, newest chats first, bounded.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Contacts(pub Vec<UserId>);

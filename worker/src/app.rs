@@ -1,7 +1,7 @@
 //! The worker's life: connect, create what is missing, read all partitions, stop in order.
 
 use async_nats::jetstream::{self, context::ContextBuilder};
-use herald_proto::{broker, subject};
+use herald_proto::{broker, instance, subject};
 use tokio::{net::TcpListener, sync::mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -10,6 +10,7 @@ use crate::{
     contacts,
     error::Error,
     health,
+    members::Members,
     partition::{self, Reader},
     publisher::Publisher,
     settle::Settler,
@@ -63,6 +64,9 @@ pub async fn run(
             tracing::error!(%error, "contact look-ups failed");
         }
     });
+    let (members, share) =
+        Members::new(client.clone(), instance::name("worker"), topology.partitions);
+    tasks.spawn(members.run(stop.clone()));
     let max_frames = usize::from(config.batch);
     let (sender, receiver) = mpsc::channel(usize::from(topology.partitions));
     for partition in 0..topology.partitions {
@@ -74,6 +78,7 @@ pub async fn run(
             publisher: publisher.clone(),
             batches: sender.clone(),
             max_frames,
+            share: share.clone(),
             stop: stop.clone(),
         };
         tasks.spawn(reader.run());

@@ -15,6 +15,7 @@ pub mod error;
 pub mod frame;
 pub mod handler;
 pub mod health;
+pub mod members;
 pub mod partition;
 pub mod publisher;
 pub mod settle;

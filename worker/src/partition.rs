@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     error::Error,
     frame::Frame,
+    members::Share,
     publisher::{DeadLetter, Publisher},
     settle::Batch,
     store::Store,
@@ -41,6 +42,8 @@ pub struct Reader {
     pub batches: mpsc::Sender<Batch>,
     /// The most frames in a batch.
     pub max_frames: usize,
+    /// Whether the partition is this worker's.
+    pub share: Share,
     /// Ends the reading.
     pub stop: CancellationToken,
 }
@@ -77,9 +80,14 @@ fn is_no_stream(error: &InfoError) -> bool {
 }
 
 impl Reader {
-    /// Reads until told to stop; what goes wrong is logged and tried again.
+    /// Reads whenever the partition is this worker's, until told to stop; what goes wrong is logged and tried again.
     pub async fn run(self) {
+        let mut share = self.share.clone();
         while !self.stop.is_cancelled() {
+            tokio::select! {
+                () = share.gained(self.partition) => {}
+                () = self.stop.cancelled() => return,
+            }
             let Err(error) = self.read().await else { continue };
             tracing::warn!(%error, messaging.destination.partition.id = self.partition, "reading a partition, starting again");
             tokio::select! {
@@ -89,8 +97,16 @@ impl Reader {
         }
     }
 
+    /// Reads until the partition is another worker's, or the worker stops; then lets go of it.
     async fn read(&self) -> Result<(), Error> {
         self.check_stream().await?;
+        let mut position = Position { taken: 0, next_delivery: None };
+        self.recover(&mut position).await?;
+        self.pull(&mut position).await?;
+        self.leave(&position).await
+    }
+
+    async fn pull(&self, position: &mut Position) -> Result<(), Error> {
         let name = subject::consumer(self.partition);
         let consumer: Consumer<pull::Config> = self
             .frames
@@ -107,11 +123,12 @@ impl Reader {
             .await
             .map_err(Error::broker("pull a partition's frames"))?;
         let mut messages = pin!(messages);
-        let mut position = Position { taken: 0, next_delivery: None };
+        let mut share = self.share.clone();
         loop {
             let first = tokio::select! {
                 biased;
-                () = self.stop.cancelled() => return self.leave(&position).await,
+                () = self.stop.cancelled() => return Ok(()),
+                () = share.lost(self.partition) => return Ok(()),
                 message = messages.next() => message,
             };
             let mut delivered = Vec::new();
@@ -138,7 +155,7 @@ impl Reader {
                 }
             };
             if let Some(last) = delivered.last() {
-                self.take(&mut position, &delivered).await?;
+                self.take(position, &delivered).await?;
                 last.ack().await.map_err(Error::broker("acknowledge frames"))?;
             }
             if let Some(failure) = failure {
@@ -164,6 +181,26 @@ impl Reader {
         Ok(())
     }
 
+    /// Settles what the last owner was given and never acknowledged. The broker would deliver it again, but only after
+    /// the ack wait.
+    async fn recover(&self, position: &mut Position) -> Result<(), Error> {
+        position.taken = self.settled().await?;
+        let consumer = self.frames.consumer_info(subject::consumer(self.partition)).await;
+        let delivered =
+            consumer.map_err(Error::broker("get a consumer's state"))?.delivered.stream_sequence;
+        let mut left = Vec::new();
+        self.fetch_between(position.taken, delivered + 1, &mut left).await?;
+        if let Some(last) = left.last() {
+            position.taken = last.sequence;
+            tracing::info!(
+                messaging.destination.partition.id = self.partition,
+                herald.frames = left.len(),
+                "settling what the last owner left"
+            );
+        }
+        self.hand_over(left).await
+    }
+
     /// Lets the next worker have the partition at once, if it is this one's.
     async fn leave(&self, position: &Position) -> Result<(), Error> {
         if position.next_delivery.is_none() {
@@ -185,7 +222,7 @@ impl Reader {
             let info = message.info().map_err(Error::broker("read a delivery's subject"))?;
             let sequence = info.stream_sequence;
             if position.next_delivery.is_none() {
-                position.taken = self.settled().await?;
+                position.taken = position.taken.max(self.settled().await?);
             }
             let is_first = info.delivered == 1;
             if position.next_delivery != Some(info.consumer_sequence) || !is_first {
