@@ -12,6 +12,7 @@ pub mod app;
 pub mod config;
 pub mod contacts;
 pub mod error;
+pub mod failpoint;
 pub mod frame;
 pub mod handler;
 pub mod health;

@@ -6,6 +6,7 @@ use herald_proto::{signal, telemetry};
 use herald_worker::{
     app,
     config::{Cli, Command, LogFormat},
+    failpoint,
     store::Store,
 };
 use tokio::net::TcpListener;
@@ -21,6 +22,7 @@ async fn main() -> anyhow::Result<()> {
     let _telemetry = telemetry::init("herald-worker", &cli.log, format)
         .map_err(anyhow::Error::from_boxed)
         .context("--log")?;
+    let _failpoints = failpoint::setup();
     match cli.command {
         Command::Run(config) => {
             let health = TcpListener::bind(config.health_listen)

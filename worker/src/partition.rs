@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     error::Error,
+    failpoint,
     frame::Frame,
     members::Share,
     publisher::{DeadLetter, Publisher},
@@ -157,6 +158,7 @@ impl Reader {
             if let Some(last) = delivered.last() {
                 self.take(position, &delivered).await?;
                 last.ack().await.map_err(Error::broker("acknowledge frames"))?;
+                failpoint::step("after-ack");
             }
             if let Some(failure) = failure {
                 return Err(failure);

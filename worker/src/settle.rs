@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     error::Error,
+    failpoint,
     frame::{Frame, Outgoing},
     handler,
     publisher::{Answered, DeadLetter, Publisher},
@@ -222,6 +223,7 @@ impl Settler {
                 Err(error) => self.pause(&mut pause, &error).await?,
             }
         }
+        failpoint::step("after-publish");
         for partition in partitions {
             if let Some(fence) = self.fences.get_mut(&partition) {
                 fence.unconfirmed.clear();
@@ -240,9 +242,13 @@ impl Settler {
                 .is_some_and(|fence| frame.sequence <= fence.applied);
         }
         let txn = self.store.begin().await?;
+        failpoint::step("after-begin");
         let mut set = WorkingSet::load(&txn, frames, self.epoch, now_ms()).await?;
         let mut answers = Vec::with_capacity(frames.len());
         for frame in frames.iter() {
+            if failpoint::is_poisoned(&frame.command) {
+                return Err(store::Error::Corrupt("a test wants it so").into());
+            }
             let answer = frame.span.in_scope(|| handler::handle(&mut set, frame))?;
             let id = Some(frame.command.id.as_str().to_owned());
             let response = Response { id, timestamp: set.now, answer };
@@ -258,6 +264,7 @@ impl Settler {
         }
         let moves = self.moves(frames, &events)?;
         txn.commit(&moves).await?;
+        failpoint::step("after-commit");
         for step in moves {
             let unconfirmed = events.remove(&step.id).unwrap_or_default();
             self.fences.insert(step.id, Fence { applied: step.applied, unconfirmed });
@@ -265,6 +272,7 @@ impl Settler {
         if let Err(error) = self.publisher.replies(answers).await {
             tracing::warn!(%error, "answers were lost, their clients will ask again");
         }
+        failpoint::step("after-reply");
         Ok(())
     }
 
