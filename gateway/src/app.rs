@@ -216,8 +216,8 @@ async fn sweep(
 async fn sweep_once(log: &EventLog, registry: &Registry) -> Result<(), Error> {
     log.refresh().await?;
     for users in registry.users().chunks(SWEEP_CHUNK) {
-        for (user, last) in log.last_events(users).await? {
-            registry.tail(&user, last);
+        for (user, end) in log.ends(users).await? {
+            registry.tail(&user, end);
         }
     }
     Ok(())

@@ -45,6 +45,8 @@ pub struct Fetched {
     pub events: Vec<(EventId, bytes::Bytes)>,
     /// Whether there are more.
     pub more: bool,
+    /// Whether the event asked from is in the log.
+    pub is_there: bool,
     /// Set if the log no longer reaches back to the event asked from: the place from which it was read instead.
     pub resync: Option<EventId>,
 }

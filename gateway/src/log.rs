@@ -4,6 +4,7 @@
 //! a session subscribes first, reads then, and merges by id.
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -31,6 +32,8 @@ pub struct EventLog {
     topology: Topology,
     /// For each event stream a sequence that it has reached: where a device without any event begins.
     reached: Arc<[AtomicU64]>,
+    /// The bucket that says which logs are void.
+    jumps: kv::Store,
 }
 
 #[derive(Serialize, Default)]
@@ -90,7 +93,11 @@ impl EventLog {
             .await
             .map_err(Error::broker("open CURSORS"))?;
         let reached = (0..topology.event_streams).map(|_| AtomicU64::new(0)).collect();
-        let log = Self { client, jetstream, cursors, topology, reached };
+        let jumps = jetstream
+            .get_key_value(subject::TOPOLOGY)
+            .await
+            .map_err(Error::broker("open TOPOLOGY"))?;
+        let log = Self { client, jetstream, cursors, topology, reached, jumps };
         log.refresh().await?;
         Ok(log)
     }
@@ -110,6 +117,16 @@ impl EventLog {
             reached.fetch_max(last, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// Up to which id a stream's logs are void: a worker has found that the broker lost what was in them. 0 if never.
+    ///
+    /// # Errors
+    /// If the broker fails.
+    async fn void(&self, stream: u16) -> Result<EventId, Error> {
+        let value = self.jumps.get(subject::jumped_key(stream)).await;
+        let value = value.map_err(Error::broker("read up to where logs are void"))?;
+        value.map_or(Ok(EventId::NONE), |value| parse_cursor(&value))
     }
 
     /// Up to where a device has acked everything. A device never seen before begins after the user's last event.
@@ -196,7 +213,7 @@ impl EventLog {
         found.truncate(limit);
         let events =
             found.into_iter().map(|event| (EventId(event.sequence), event.payload)).collect();
-        Ok(Fetched { events, more, resync })
+        Ok(Fetched { events, more, is_there, resync })
     }
 
     /// Whether everything after `after` is still there, although `after` itself is not an event of this user: nothing
@@ -204,12 +221,15 @@ impl EventLog {
     async fn reaches_back(
         &self,
         event_subject: &str,
-        stream: u16,
+        number: u16,
         after: EventId,
     ) -> Result<bool, Error> {
-        let stream = self.jetstream.get_stream(subject::events(stream)).await;
+        let stream = self.jetstream.get_stream(subject::events(number)).await;
         let stream = stream.map_err(Error::broker("get an event stream"))?;
         let info = stream.cached_info();
+        if let Some(reached) = self.reached.get(usize::from(number)) {
+            reached.fetch_max(info.state.last_sequence, Ordering::Relaxed);
+        }
         if info.state.first_sequence > after.0 + 1 || info.state.last_sequence < after.0 {
             return Ok(false);
         }
@@ -228,22 +248,23 @@ impl EventLog {
         }
     }
 
-    /// The id of the last event of each of these users that has one.
+    /// For each of these users a place that its sessions must have reached: the id of its last event, or the end of
+    /// what is void.
     ///
     /// # Errors
     /// If the broker fails.
-    pub async fn last_events(&self, users: &[UserId]) -> Result<Vec<(UserId, EventId)>, Error> {
-        let mut last = Vec::new();
+    pub async fn ends(&self, users: &[UserId]) -> Result<Vec<(UserId, EventId)>, Error> {
+        let mut ends = Vec::new();
         for stream in 0..self.topology.event_streams {
-            let of_stream: Vec<&UserId> =
-                users.iter().filter(|user| self.topology.event_stream(user) == stream).collect();
-            if of_stream.is_empty() {
-                continue;
-            }
-            let by_subject: std::collections::HashMap<String, &UserId> = of_stream
-                .into_iter()
+            let mut by_subject: HashMap<String, &UserId> = users
+                .iter()
+                .filter(|user| self.topology.event_stream(user) == stream)
                 .map(|user| (self.topology.event_subject(user), user))
                 .collect();
+            if by_subject.is_empty() {
+                continue;
+            }
+            let void = self.void(stream).await?;
             let subjects: Vec<String> = by_subject.keys().cloned().collect();
             let request = DirectGet {
                 multi_last: &subjects,
@@ -251,12 +272,15 @@ impl EventLog {
                 ..DirectGet::default()
             };
             for found in self.get(&subject::events(stream), &request).await? {
-                if let Some(user) = by_subject.get(&found.subject) {
-                    last.push(((*user).clone(), EventId(found.sequence)));
+                if let Some(user) = by_subject.remove(&found.subject) {
+                    ends.push((user.clone(), void.max(EventId(found.sequence))));
                 }
             }
+            if void > EventId::NONE {
+                ends.extend(by_subject.into_values().map(|user| (user.clone(), void)));
+            }
         }
-        Ok(last)
+        Ok(ends)
     }
 
     /// What a bucket has under these keys, which may hold wildcards. Removed keys show while their mark lasts.

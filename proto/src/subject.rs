@@ -35,6 +35,11 @@ pub const HEARTBEATS: &str = "workers";
 /// What `RePublish` makes of `events.<s>.<user>`.
 pub const LIVE_FROM_EVENTS: &str = "live.{{wildcard(1)}}";
 
+/// The key in [`TOPOLOGY`] that says up to which id an event stream's logs are void; missing if they never were.
+pub fn jumped_key(stream: u16) -> String {
+    format!("jumped.{stream}")
+}
+
 /// One id as one token.
 pub fn token(id: &str) -> String {
     let mut token = String::with_capacity(id.len());

@@ -30,6 +30,7 @@ mod cycle;
 mod delivery;
 mod errors;
 mod hostile;
+mod rewound;
 mod sessions;
 mod socket;
 mod takeover;

@@ -88,6 +88,14 @@ impl Member {
         self.task.await?
     }
 
+    /// Waits until it ends by itself.
+    ///
+    /// # Errors
+    /// What it failed with.
+    pub async fn ended(self) -> Result<()> {
+        self.task.await?
+    }
+
     /// Stops it as SIGKILL would, as far as that is possible inside a process: its tasks are not told.
     pub fn abort(&self) {
         self.task.abort();

@@ -9,17 +9,16 @@ use crate::{
     config::Config,
     contacts,
     error::Error,
+    events::Events,
     health,
     members::Members,
     partition::{self, Reader},
     publisher::Publisher,
-    settle::Settler,
+    settle::{self, Settler},
     store::Store,
     topology,
 };
 
-/// Publishes that may wait for their confirmation at the same time.
-const PUBLISHES_IN_FLIGHT: usize = 4096;
 /// How long a publish waits for its confirmation before it is sent again.
 const PUBLISH_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(3);
 
@@ -40,17 +39,17 @@ pub async fn run(
     let jetstream = ContextBuilder::new()
         .ack_timeout(PUBLISH_TIMEOUT)
         .timeout(PUBLISH_TIMEOUT)
-        .max_ack_inflight(PUBLISHES_IN_FLIGHT)
-        .backpressure_on_inflight(true)
         .build(client.clone());
     let topology = topology::ensure(&jetstream, &config).await?;
     let frames: jetstream::stream::Stream<()> =
         jetstream.get_stream_no_info(subject::FRAMES).await.map_err(Error::broker("get FRAMES"))?;
     let info = frames.get_info().await.map_err(Error::broker("get FRAMES"))?;
     let epoch = partition::epoch(&info);
-    let publisher = Publisher::new(client.clone(), jetstream, topology);
+    let publisher = Publisher::new(client.clone(), jetstream.clone());
+    let events =
+        Events::open(client.clone(), jetstream, topology, store.clone(), stop.clone()).await?;
 
-    let gone = CancellationToken::new();
+    let (gone, settled) = (CancellationToken::new(), CancellationToken::new());
     let tasks = TaskTracker::new();
     let serve = health::serve(health, client.clone(), store.clone(), stop.clone(), gone.clone());
     tasks.spawn(async move {
@@ -84,8 +83,24 @@ pub async fn run(
         tasks.spawn(reader.run());
     }
     drop(sender);
-    let settler = Settler::new(store, publisher, frames, epoch, max_frames, stop.clone());
-    tasks.spawn(settler.run(receiver));
+    // The marks are kept until the last batch is published.
+    let keep_marks = events.keep_marks(settled.clone());
+    tasks.spawn(keep_marks);
+    let settler = Settler::new(settle::Parts {
+        store,
+        publisher,
+        events,
+        frames,
+        created: epoch,
+        max_frames,
+        duplicate_window: config.duplicate_window,
+        remembered_chats: config.remembered_chats,
+        stop: stop.clone(),
+    });
+    tasks.spawn(async move {
+        settler.run(receiver).await;
+        settled.cancel();
+    });
     tracing::info!(
         herald.partitions = topology.partitions,
         herald.event_streams = topology.event_streams,

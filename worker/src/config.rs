@@ -1,6 +1,6 @@
 //! The worker's configuration: flags, environment variables and their defaults.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, num::NonZeroUsize, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use herald_proto::broker::BrokerArgs;
@@ -74,6 +74,10 @@ pub struct Config {
     /// The most frames applied in one transaction.
     #[arg(long, env = "HERALD_BATCH", default_value_t = 512, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     pub batch: u16,
+    /// How many chats a worker remembers as they are stored, so that it need not look them up for their next frames.
+    /// About 1.5 KB each.
+    #[arg(long, env = "HERALD_REMEMBERED_CHATS", default_value = "32768")]
+    pub remembered_chats: NonZeroUsize,
     /// How long a frame may stay unacknowledged before the broker delivers it again.
     #[arg(long, env = "HERALD_ACK_WAIT", default_value = "5s", value_parser = humantime::parse_duration)]
     pub ack_wait: Duration,

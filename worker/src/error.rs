@@ -53,7 +53,7 @@ impl Error {
     /// Whether trying the same again may help.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Store(error) => error.is_transient() || matches!(error, store::Error::Fenced),
+            Self::Store(error) => error.is_transient(),
             Self::Publish(_) | Self::Send(_) | Self::Broker { .. } => true,
             Self::Topology { .. } | Self::Unreadable(..) | Self::Stopping => false,
         }

@@ -10,6 +10,10 @@ pub struct Frame {
     pub partition: u16,
     /// Its sequence in `FRAMES`.
     pub sequence: i64,
+    /// What the sequence counts in (see [`crate::store::Move::epoch`]).
+    pub epoch: i64,
+    /// When it came into `FRAMES`, in nanoseconds since the Unix epoch by the broker's clock.
+    pub came_at: i64,
     /// Whether its batch was applied before: then it is answered again, and changes nothing.
     pub replay: bool,
     /// What is asked, by whom.
@@ -22,12 +26,19 @@ pub struct Frame {
     pub span: tracing::Span,
 }
 
+impl Frame {
+    /// The message id of the event that it causes, for JetStream's duplicate detection: a frame causes at most one.
+    pub fn event_id(&self) -> String {
+        format!("{:x}-{}-{}", self.epoch, self.partition, self.sequence)
+    }
+}
+
 /// An event to be published: also how it lies in the outbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outgoing {
     /// Whose log it goes to.
     pub user: UserId,
-    /// Its message id for JetStream's duplicate detection: the frame's stream, partition and sequence.
+    /// Its message id ([`Frame::event_id`]).
     pub id: String,
     /// The event frame, without `id` and `prev`.
     pub body: String,

@@ -9,9 +9,11 @@
 //! ```
 
 pub mod app;
+pub mod chats;
 pub mod config;
 pub mod contacts;
 pub mod error;
+pub mod events;
 pub mod failpoint;
 pub mod frame;
 pub mod handler;

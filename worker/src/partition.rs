@@ -53,6 +53,8 @@ pub struct Reader {
 struct Position {
     /// The stream sequence of the last frame taken: everything up to it is settled or on its way.
     taken: u64,
+    /// When the newest of them came in, in nanoseconds since the Unix epoch.
+    newest: i64,
     /// The consumer's sequence of the delivery that would directly follow, 0 if that can't be told; `None` at the start.
     next_delivery: Option<u64>,
 }
@@ -60,6 +62,8 @@ struct Position {
 /// A frame's message, delivered or fetched.
 struct Message {
     sequence: u64,
+    /// When it came in, in nanoseconds since the Unix epoch.
+    came_at: i64,
     subject: async_nats::Subject,
     headers: Option<async_nats::HeaderMap>,
     payload: bytes::Bytes,
@@ -71,13 +75,23 @@ const PAUSE: Duration = Duration::from_millis(500);
 
 /// When a stream was created, in nanoseconds since the Unix epoch: tells it from one of the same name before it.
 pub fn epoch(info: &jetstream::stream::Info) -> i64 {
-    i64::try_from(info.created.unix_timestamp_nanos()).unwrap_or(0)
+    nanoseconds(info.created)
 }
 
-fn is_no_stream(error: &InfoError) -> bool {
+fn nanoseconds(time: time::OffsetDateTime) -> i64 {
+    i64::try_from(time.unix_timestamp_nanos()).unwrap_or(0)
+}
+
+/// Whether a stream that was asked for does not exist.
+pub fn is_no_stream(error: &InfoError) -> bool {
     let cause = std::error::Error::source(error);
     let cause = cause.and_then(|cause| cause.downcast_ref::<jetstream::Error>());
     cause.is_some_and(|cause| cause.error_code() == jetstream::ErrorCode::STREAM_NOT_FOUND)
+}
+
+/// Why a frame is not readable. Where, but never what: the error's own text may quote a message.
+fn unreadable(error: &serde_json::Error) -> String {
+    format!("{:?} error at line {} column {}", error.classify(), error.line(), error.column())
 }
 
 impl Reader {
@@ -101,7 +115,7 @@ impl Reader {
     /// Reads until the partition is another worker's, or the worker stops; then lets go of it.
     async fn read(&self) -> Result<(), Error> {
         self.check_stream().await?;
-        let mut position = Position { taken: 0, next_delivery: None };
+        let mut position = Position { taken: 0, newest: 0, next_delivery: None };
         self.recover(&mut position).await?;
         self.pull(&mut position).await?;
         self.leave(&position).await
@@ -186,7 +200,7 @@ impl Reader {
     /// Settles what the last owner was given and never acknowledged. The broker would deliver it again, but only after
     /// the ack wait.
     async fn recover(&self, position: &mut Position) -> Result<(), Error> {
-        position.taken = self.settled().await?;
+        (position.taken, position.newest) = self.settled().await?;
         let consumer = self.frames.consumer_info(subject::consumer(self.partition)).await;
         let delivered =
             consumer.map_err(Error::broker("get a consumer's state"))?.delivered.stream_sequence;
@@ -194,6 +208,7 @@ impl Reader {
         self.fetch_between(position.taken, delivered + 1, &mut left).await?;
         if let Some(last) = left.last() {
             position.taken = last.sequence;
+            position.newest = last.came_at.max(position.newest);
             tracing::info!(
                 messaging.destination.partition.id = self.partition,
                 herald.frames = left.len(),
@@ -224,7 +239,15 @@ impl Reader {
             let info = message.info().map_err(Error::broker("read a delivery's subject"))?;
             let sequence = info.stream_sequence;
             if position.next_delivery.is_none() {
-                position.taken = position.taken.max(self.settled().await?);
+                let (settled, newest) = self.settled().await?;
+                position.taken = position.taken.max(settled);
+                position.newest = position.newest.max(newest);
+            }
+            let came_at = nanoseconds(info.published);
+            if sequence <= position.taken && came_at > position.newest {
+                return Err(Error::broker("read a partition's frames")(
+                    "FRAMES has lost its newest frames and counts the same sequences again",
+                ));
             }
             let is_first = info.delivered == 1;
             if position.next_delivery != Some(info.consumer_sequence) || !is_first {
@@ -235,8 +258,10 @@ impl Reader {
             position.next_delivery = Some(if is_first { info.consumer_sequence + 1 } else { 0 });
             if sequence > position.taken {
                 position.taken = sequence;
+                position.newest = came_at.max(position.newest);
                 batch.push(Message {
                     sequence,
+                    came_at,
                     subject: message.subject.clone(),
                     headers: message.headers.clone(),
                     payload: message.payload.clone(),
@@ -246,14 +271,14 @@ impl Reader {
         self.hand_over(batch).await
     }
 
-    /// Up to which sequence the partition is both applied and acknowledged. From there on frames are read again: those
-    /// that were applied but not acknowledged may not have been answered.
-    async fn settled(&self) -> Result<u64, Error> {
+    /// Up to which sequence the partition is both applied and acknowledged, and when the newest applied frame came in.
+    /// From there on frames are read again: those that were applied but not acknowledged may not have been answered.
+    async fn settled(&self) -> Result<(u64, i64), Error> {
         let consumer = self.frames.consumer_info(subject::consumer(self.partition)).await;
         let floor =
             consumer.map_err(Error::broker("get a consumer's state"))?.ack_floor.stream_sequence;
         let state = self.store.partition(self.partition, self.epoch).await?;
-        Ok(floor.min(state.applied.cast_unsigned()))
+        Ok((floor.min(state.applied.cast_unsigned()), state.seen_at))
     }
 
     /// Fetches the partition's frames above `after` and below `before`. Asks the stream's leader: a replica may lag.
@@ -272,9 +297,11 @@ impl Reader {
                 .next_by_subject(subject::frames_of(self.partition));
             match get.send().await {
                 Ok(StreamMessage { sequence, .. }) if sequence >= before => break,
-                Ok(StreamMessage { sequence, subject, headers, payload, .. }) => {
+                Ok(StreamMessage { sequence, subject, headers, payload, time }) => {
                     next = sequence + 1;
-                    batch.push(Message { sequence, subject, headers: Some(headers), payload });
+                    let came_at = nanoseconds(time);
+                    let headers = Some(headers);
+                    batch.push(Message { sequence, came_at, subject, headers, payload });
                 }
                 Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => break,
                 Err(error) => return Err(Error::broker("fetch a frame")(error)),
@@ -302,7 +329,7 @@ impl Reader {
 
     fn frame(&self, message: &Message) -> Result<Frame, String> {
         let command: Command =
-            serde_json::from_slice(&message.payload).map_err(|error| error.to_string())?;
+            serde_json::from_slice(&message.payload).map_err(|error| unreadable(&error))?;
         let chat =
             Chat::between(&command.from, command.request.peer()).ok_or("a chat with oneself")?;
         let side = chat.side(&command.from).ok_or("the sender is not in the chat")?;
@@ -317,7 +344,17 @@ impl Reader {
             herald.request = command.request.kind(),
         );
         telemetry::set_parent(&span, message.headers.as_ref());
-        Ok(Frame { partition: self.partition, sequence, replay: false, command, chat, side, span })
+        Ok(Frame {
+            partition: self.partition,
+            sequence,
+            epoch: self.epoch,
+            came_at: message.came_at,
+            replay: false,
+            command,
+            chat,
+            side,
+            span,
+        })
     }
 
     async fn put_aside(&self, message: Message, reason: String) -> Result<(), Error> {
@@ -330,6 +367,7 @@ impl Reader {
         let letter = DeadLetter {
             partition: self.partition,
             sequence: message.sequence.cast_signed(),
+            epoch: self.epoch,
             origin: message.subject.to_string(),
             reason,
             body: message.payload,

@@ -1,4 +1,4 @@
-//! What a worker says to the rest of the service: events to users' logs, replies to gateways, dead letters.
+//! What a worker says to the rest of the service besides events: replies to gateways, dead letters.
 
 use std::collections::HashMap;
 
@@ -9,19 +9,17 @@ use async_nats::{
 use herald_proto::{
     frame::Response,
     header, subject,
-    topology::Topology,
     wire::{Replies, Reply},
 };
 use serde_json::value::to_raw_value;
 
-use crate::{error::Error, frame::Outgoing};
+use crate::error::Error;
 
 /// Publishes for one worker. Clones share the connection.
 #[derive(Clone)]
 pub struct Publisher {
     client: Client,
     jetstream: Context,
-    topology: Topology,
 }
 
 /// The answer to a frame, and who waits for it.
@@ -40,32 +38,8 @@ const REPLIES_PER_MESSAGE: usize = 256;
 
 impl Publisher {
     /// A publisher on this connection.
-    pub fn new(client: Client, jetstream: Context, topology: Topology) -> Self {
-        Self { client, jetstream, topology }
-    }
-
-    /// Appends events to their users' logs, in order, and returns when JetStream has confirmed them all. A copy of an
-    /// event that is in its log already, and within the duplicate window, is dropped there.
-    ///
-    /// # Errors
-    /// If one is not confirmed. Then all of them must be published again: what follows the lost one may be in the log.
-    pub async fn events(&self, events: &[&Outgoing]) -> Result<(), Error> {
-        let mut confirmations = Vec::with_capacity(events.len());
-        for event in events {
-            let mut headers = HeaderMap::new();
-            if let Some(traceparent) = &event.traceparent {
-                headers.insert(header::TRACEPARENT, traceparent.as_str());
-            }
-            headers.insert(async_nats::header::NATS_MESSAGE_ID, event.id.as_str());
-            let message =
-                PublishMessage::build().payload(event.body.clone().into()).headers(headers);
-            let subject = self.topology.event_subject(&event.user);
-            confirmations.push(self.jetstream.send_publish(subject, message).await?);
-        }
-        for confirmation in confirmations {
-            confirmation.await?;
-        }
-        Ok(())
+    pub fn new(client: Client, jetstream: Context) -> Self {
+        Self { client, jetstream }
     }
 
     /// Sends answers to the gateways that wait for them. A lost one is repaired by the client, which asks again.
@@ -97,7 +71,7 @@ impl Publisher {
         let mut headers = HeaderMap::new();
         headers.insert(header::REASON, letter.reason.replace(['\r', '\n'], " ").as_str());
         headers.insert(header::ORIGIN, letter.origin.as_str());
-        let id = format!("{}-{}", letter.partition, letter.sequence);
+        let id = format!("{:x}-{}-{}", letter.epoch, letter.partition, letter.sequence);
         headers.insert(async_nats::header::NATS_MESSAGE_ID, id.as_str());
         let message = PublishMessage::build().payload(letter.body).headers(headers);
         self.jetstream.send_publish(subject::dead_letter(letter.partition), message).await?.await?;
@@ -111,6 +85,8 @@ pub struct DeadLetter {
     pub partition: u16,
     /// Its sequence there.
     pub sequence: i64,
+    /// What the sequence counts in.
+    pub epoch: i64,
     /// The subject it came on.
     pub origin: String,
     /// Why it can't be applied.

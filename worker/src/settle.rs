@@ -7,27 +7,31 @@
 
 use std::{
     collections::HashMap,
+    num::NonZeroUsize,
     time::{Duration, Instant},
 };
 
 use async_nats::jetstream;
-use herald_proto::{
-    clock::now_ms,
-    frame::{Answer, Response},
-    subject,
-};
+use herald_proto::{clock::now_ms, frame::Response};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    chats::{Chats, Remembered},
     error::Error,
+    events::Events,
     failpoint,
     frame::{Frame, Outgoing},
     handler,
-    publisher::{Answered, DeadLetter, Publisher},
-    store::{self, Move, Store},
-    working_set::WorkingSet,
+    publisher::{Answered, Publisher},
+    store::{self, Store},
+    working_set::{Outcome, WorkingSet},
 };
+
+mod aside;
+mod fence;
+
+use fence::Fences;
 
 /// What a partition's reader hands over, in order.
 pub struct Batch {
@@ -39,59 +43,64 @@ pub struct Batch {
     pub done: oneshot::Sender<()>,
 }
 
-/// Where a partition stands, as far as this worker knows.
-struct Fence {
-    applied: i64,
-    /// Events that were committed and may not be published yet.
-    unconfirmed: Vec<Outgoing>,
+/// What a settler works with.
+pub struct Parts {
+    /// The record of messages.
+    pub store: Store,
+    /// Takes answers and dead letters.
+    pub publisher: Publisher,
+    /// Takes events.
+    pub events: Events,
+    /// The stream `FRAMES`.
+    pub frames: jetstream::stream::Stream<()>,
+    /// When it was created, in nanoseconds since the Unix epoch.
+    pub created: i64,
+    /// About how many frames go into a transaction.
+    pub max_frames: usize,
+    /// How long JetStream remembers message ids.
+    pub duplicate_window: Duration,
+    /// How many chats are remembered.
+    pub remembered_chats: NonZeroUsize,
+    /// Ends the waiting for a database or broker that is away.
+    pub stop: CancellationToken,
 }
 
 /// Settles the batches of all partitions of one worker.
 pub struct Settler {
-    store: Store,
-    publisher: Publisher,
-    frames: jetstream::stream::Stream<()>,
-    /// When `FRAMES` was created.
-    epoch: i64,
-    fences: HashMap<u16, Fence>,
-    /// Up to which sequence this worker has itself published a partition's events.
-    published: HashMap<u16, i64>,
-    max_frames: usize,
-    stop: CancellationToken,
+    parts: Parts,
+    fences: Fences,
+    chats: Chats,
 }
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// How often an idle settler looks whether the connection was lost.
+const LOOK: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 impl Settler {
-    /// A settler that takes about `max_frames` frames into a transaction. `stop` ends the waiting for a database or
-    /// broker that is away.
-    pub fn new(
-        store: Store,
-        publisher: Publisher,
-        frames: jetstream::stream::Stream<()>,
-        epoch: i64,
-        max_frames: usize,
-        stop: CancellationToken,
-    ) -> Self {
-        Self {
-            store,
-            publisher,
-            frames,
-            epoch,
-            fences: HashMap::new(),
-            published: HashMap::new(),
-            max_frames,
-            stop,
-        }
+    /// A settler that knows nothing yet.
+    pub fn new(parts: Parts) -> Self {
+        let fences = Fences::new(parts.created, parts.duplicate_window);
+        let chats = Chats::new(parts.remembered_chats);
+        Self { parts, fences, chats }
     }
 
     /// Settles until all readers are gone.
     pub async fn run(mut self, mut batches: mpsc::Receiver<Batch>) {
-        while let Some(first) = batches.recv().await {
+        loop {
+            let first = tokio::select! {
+                first = batches.recv() => first,
+                () = tokio::time::sleep(LOOK) => {
+                    if let Err(error) = self.parts.events.look_if_due().await {
+                        tracing::warn!(%error, "can't look at the event streams, trying again");
+                    }
+                    continue;
+                }
+            };
+            let Some(first) = first else { return };
             let mut frames = first.frames.len();
             let mut waiting = vec![first];
-            while frames < self.max_frames
+            while frames < self.parts.max_frames
                 && let Ok(next) = batches.try_recv()
             {
                 frames += next.frames.len();
@@ -122,39 +131,13 @@ impl Settler {
     /// Learns where a partition stands, trying until it is known.
     async fn learn_at_last(&mut self, partition: u16) -> Result<(), Error> {
         let mut pause = FIRST_PAUSE;
-        while let Err(error) = self.learn(partition).await {
-            self.pause(&mut pause, &error).await?;
+        loop {
+            let Parts { store, frames, events, .. } = &mut self.parts;
+            match self.fences.learn(partition, store, frames, events).await {
+                Ok(()) => return Ok(()),
+                Err(error) => self.pause(&mut pause, &error).await?,
+            }
         }
-        Ok(())
-    }
-
-    /// Reads a partition's state and publishes what its last owner may have left unpublished: a batch is acknowledged
-    /// only after its events are published, so what is acknowledged needs nothing.
-    async fn learn(&mut self, partition: u16) -> Result<(), Error> {
-        if self.fences.contains_key(&partition) {
-            return Ok(());
-        }
-        let state = self.store.partition(partition, self.epoch).await?;
-        let consumer = self.frames.consumer_info(subject::consumer(partition)).await;
-        let consumer = consumer.map_err(Error::broker("get a consumer's state"))?;
-        let acknowledged = consumer.ack_floor.stream_sequence.cast_signed();
-        let published = self.published.get(&partition).copied().unwrap_or(0).max(acknowledged);
-        let left: Vec<Outgoing> = if state.applied > published {
-            serde_json::from_str(&state.events)
-                .map_err(|error| Error::Unreadable("the outbox", error))?
-        } else {
-            Vec::new()
-        };
-        self.publisher.events(&left.iter().collect::<Vec<_>>()).await?;
-        tracing::info!(
-            messaging.destination.partition.id = partition,
-            herald.applied = state.applied,
-            herald.republished = left.len(),
-            "learned where a partition stands"
-        );
-        self.published.insert(partition, state.applied);
-        self.fences.insert(partition, Fence { applied: state.applied, unconfirmed: Vec::new() });
-        Ok(())
     }
 
     /// Applies the frames. If they can't be applied together for what is in them, halves them until the one to blame
@@ -182,13 +165,15 @@ impl Settler {
 
     async fn settle_together(&mut self, frames: &mut [Frame]) -> Result<(), Error> {
         let began_at = Instant::now();
-        let mut pause = FIRST_PAUSE;
+        let (mut pause, mut has_repeats) = (FIRST_PAUSE, false);
         loop {
-            match self.apply(frames).await {
+            match self.apply(frames, has_repeats).await {
+                Ok(()) => break,
+                Err(Error::Store(store::Error::Taken)) if !has_repeats => has_repeats = true,
                 Err(error) if error.is_transient() => {
                     // Whatever happened, the database knows best how far each partition is.
                     for frame in frames.iter() {
-                        self.fences.remove(&frame.partition);
+                        self.fences.forget(frame.partition);
                     }
                     self.pause(&mut pause, &error).await?;
                     for partition in partitions(frames) {
@@ -196,11 +181,10 @@ impl Settler {
                     }
                 }
                 Err(error) => return Err(error),
-                Ok(()) => break,
             }
         }
         let applied_at = Instant::now();
-        self.publish(frames).await?;
+        self.publish(frames, applied_at).await?;
         tracing::debug!(
             herald.frames = frames.len(),
             herald.apply_ms = (applied_at - began_at).as_secs_f64() * 1e3,
@@ -212,38 +196,42 @@ impl Settler {
 
     /// Publishes the events of all these frames' partitions, in one go: what one partition's events are among another's
     /// does not matter.
-    async fn publish(&mut self, frames: &[Frame]) -> Result<(), Error> {
+    async fn publish(&mut self, frames: &[Frame], applied_at: Instant) -> Result<(), Error> {
         let partitions = partitions(frames);
         let mut pause = FIRST_PAUSE;
         loop {
-            let fences = partitions.iter().filter_map(|partition| self.fences.get(partition));
-            let events: Vec<&Outgoing> = fences.flat_map(|fence| &fence.unconfirmed).collect();
-            match self.publisher.events(&events).await {
+            if applied_at.elapsed() > self.parts.duplicate_window / 4 {
+                // Frozen, or cut off for long: another worker may have published these events, and JetStream may
+                // have forgotten that it did. The database knows.
+                for partition in &partitions {
+                    self.fences.forget(*partition);
+                    self.learn_at_last(*partition).await?;
+                }
+                return Ok(());
+            }
+            let fences = partitions.iter().filter_map(|partition| self.fences.get(*partition));
+            let events: Vec<&Outgoing> = fences.flat_map(|fence| &fence.unpublished).collect();
+            match self.parts.events.append(&events).await {
                 Ok(()) => break,
                 Err(error) => self.pause(&mut pause, &error).await?,
             }
         }
         failpoint::step("after-publish");
         for partition in partitions {
-            if let Some(fence) = self.fences.get_mut(&partition) {
-                fence.unconfirmed.clear();
-                self.published.insert(partition, fence.applied);
-            }
+            self.fences.published(partition);
         }
         Ok(())
     }
 
     /// One transaction: all frames, or none.
-    async fn apply(&mut self, frames: &mut [Frame]) -> Result<(), Error> {
-        for frame in frames.iter_mut() {
-            frame.replay = self
-                .fences
-                .get(&frame.partition)
-                .is_some_and(|fence| frame.sequence <= fence.applied);
-        }
-        let txn = self.store.begin().await?;
+    async fn apply(&mut self, frames: &mut [Frame], has_repeats: bool) -> Result<(), Error> {
+        let has_replays = self.fences.mark_replays(frames);
+        let remembered = self.remembered(frames);
         failpoint::step("after-begin");
-        let mut set = WorkingSet::load(&txn, frames, self.epoch, now_ms()).await?;
+        let store = &self.parts.store;
+        let mut set =
+            WorkingSet::load(store, frames, remembered, has_replays || has_repeats, now_ms())
+                .await?;
         let mut answers = Vec::with_capacity(frames.len());
         for frame in frames.iter() {
             if failpoint::is_poisoned(&frame.command) {
@@ -258,104 +246,44 @@ impl Settler {
                 response,
             });
         }
-        let mut events: HashMap<u16, Vec<Outgoing>> = HashMap::new();
-        for (partition, event) in set.save(&txn).await? {
-            events.entry(partition).or_default().push(event);
+        let Outcome { mut changes, events, chats } = set.finish();
+        let mut outbox: HashMap<u16, Vec<Outgoing>> = HashMap::new();
+        for (partition, event) in events {
+            outbox.entry(partition).or_default().push(event);
         }
-        let moves = self.moves(frames, &events)?;
-        txn.commit(&moves).await?;
+        changes.moves = self.fences.moves(frames, &outbox)?;
+        self.parts.store.commit(&changes).await?;
         failpoint::step("after-commit");
-        for step in moves {
-            let unconfirmed = events.remove(&step.id).unwrap_or_default();
-            self.fences.insert(step.id, Fence { applied: step.applied, unconfirmed });
-        }
-        if let Err(error) = self.publisher.replies(answers).await {
+        self.fences.moved(&changes.moves, &mut outbox);
+        self.remember(frames, chats);
+        if let Err(error) = self.parts.publisher.replies(answers).await {
             tracing::warn!(%error, "answers were lost, their clients will ask again");
         }
         failpoint::step("after-reply");
         Ok(())
     }
 
-    fn moves(
-        &self,
-        frames: &[Frame],
-        events: &HashMap<u16, Vec<Outgoing>>,
-    ) -> Result<Vec<Move>, Error> {
-        let mut steps: HashMap<u16, i64> = HashMap::new();
-        for frame in frames.iter().filter(|frame| !frame.replay) {
-            let step = steps.entry(frame.partition).or_default();
-            *step = frame.sequence.max(*step);
+    /// Takes out what is remembered of the frames' chats.
+    fn remembered(&mut self, frames: &[Frame]) -> Vec<(herald_proto::Chat, Remembered)> {
+        let mut taken = Vec::new();
+        for frame in frames {
+            let tenure = self.fences.get(frame.partition).map(|fence| fence.tenure);
+            let known = tenure.and_then(|tenure| self.chats.take(&frame.chat, tenure));
+            taken.extend(known.map(|known| (frame.chat.clone(), known)));
         }
-        let mut steps: Vec<(u16, i64)> = steps.into_iter().collect();
-        // One order for every worker: rows locked in the same order can't deadlock.
-        steps.sort_unstable();
-        steps
-            .into_iter()
-            .map(|(id, applied)| {
-                let expected = self.fences.get(&id).map_or(0, |fence| fence.applied);
-                let events = match events.get(&id) {
-                    Some(events) => serde_json::to_string(events)
-                        .map_err(|error| Error::Unreadable("the outbox", error))?,
-                    None => "[]".to_owned(),
-                };
-                Ok(Move { id, epoch: self.epoch, expected, applied, events })
-            })
-            .collect()
+        taken
     }
 
-    /// Puts frames that can't be applied for what is in them into `DEADLETTER`, tells their clients, and moves on.
-    async fn put_aside(&mut self, frames: Vec<Frame>, reason: &Error) -> Result<(), Error> {
-        for frame in frames {
-            tracing::error!(
-                error = %reason,
-                messaging.destination.partition.id = frame.partition,
-                herald.sequence = frame.sequence,
-                "a frame can't be applied, it goes to DEADLETTER"
-            );
-            let mut pause = FIRST_PAUSE;
-            while let Err(error) = self.put_one_aside(&frame, reason).await {
-                self.fences.remove(&frame.partition);
-                self.pause(&mut pause, &error).await?;
-                self.learn_at_last(frame.partition).await?;
+    /// Remembers the chats as they were committed.
+    fn remember(&mut self, frames: &[Frame], chats: Vec<(herald_proto::Chat, Remembered)>) {
+        let partitions: HashMap<&herald_proto::Chat, u16> =
+            frames.iter().map(|frame| (&frame.chat, frame.partition)).collect();
+        for (chat, remembered) in chats {
+            let fence = partitions.get(&chat).and_then(|partition| self.fences.get(*partition));
+            if let Some(tenure) = fence.map(|fence| fence.tenure) {
+                self.chats.put(chat, tenure, remembered);
             }
         }
-        Ok(())
-    }
-
-    async fn put_one_aside(&mut self, frame: &Frame, reason: &Error) -> Result<(), Error> {
-        let body = serde_json::to_vec(&frame.command)
-            .map_err(|error| Error::Unreadable("a frame", error))?;
-        let letter = DeadLetter {
-            partition: frame.partition,
-            sequence: frame.sequence,
-            origin: subject::frame(frame.partition, &frame.chat),
-            reason: reason.to_string(),
-            body: body.into(),
-        };
-        self.publisher.dead_letter(letter).await?;
-        let expected = self.fences.get(&frame.partition).map_or(0, |fence| fence.applied);
-        if frame.sequence > expected {
-            let step = Move {
-                id: frame.partition,
-                epoch: self.epoch,
-                expected,
-                applied: frame.sequence,
-                events: "[]".into(),
-            };
-            self.store.begin().await?.commit(&[step]).await?;
-            self.fences.insert(
-                frame.partition,
-                Fence { applied: frame.sequence, unconfirmed: Vec::new() },
-            );
-        }
-        let error = herald_proto::Error::unavailable(
-            "the request could not be applied and was put aside",
-            60_000,
-        );
-        let id = Some(frame.command.id.as_str().to_owned());
-        let response = Response { id, timestamp: now_ms(), answer: Answer::Failed(error) };
-        let (gateway, session) = (frame.command.gateway.clone(), frame.command.session);
-        self.publisher.replies(vec![Answered { gateway, session, response }]).await
     }
 
     /// Waits before the next try, longer each time; an error if the worker stops meanwhile.
@@ -369,7 +297,7 @@ impl Settler {
         *pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
         tokio::select! {
             () = tokio::time::sleep(jittered) => Ok(()),
-            () = self.stop.cancelled() => Err(Error::Stopping),
+            () = self.parts.stop.cancelled() => Err(Error::Stopping),
         }
     }
 }

@@ -34,8 +34,18 @@ pub async fn ensure(jetstream: &Context, config: &Config) -> Result<Topology, Er
         }
     }
     let topology = agree(jetstream, config).await?;
-    for stream in streams(config, topology) {
-        jetstream.get_or_create_stream(stream).await.map_err(Error::broker("create a stream"))?;
+    for wanted in streams(config, topology) {
+        let stream = jetstream.get_or_create_stream(wanted.clone()).await;
+        let stream = stream.map_err(Error::broker("create a stream"))?;
+        // What exists stays as an operator made it, but for what the service can't do without.
+        let mut found = stream.cached_info().config.clone();
+        if wanted.allow_batch_publish && !found.allow_batch_publish {
+            found.allow_batch_publish = true;
+            jetstream
+                .update_stream(found)
+                .await
+                .map_err(Error::broker("let a stream take batches"))?;
+        }
     }
     let frames =
         jetstream.get_stream_no_info(subject::FRAMES).await.map_err(Error::broker("get FRAMES"))?;
@@ -143,6 +153,7 @@ fn streams(config: &Config, topology: Topology) -> Vec<stream::Config> {
         max_messages_per_subject: config.events_max_per_user,
         duplicate_window: config.duplicate_window,
         allow_direct: true,
+        allow_batch_publish: true,
         republish: Some(Republish {
             source: subject::events_all(stream),
             destination: subject::LIVE_FROM_EVENTS.into(),

@@ -1,5 +1,5 @@
-//! What one batch works on: everything its frames need is loaded in a few statements, changed in memory frame by
-//! frame, and written in a few statements.
+//! What one batch works on: everything its frames need is remembered or looked up, changed in memory frame by frame, and
+//! written in one go.
 
 use std::collections::{HashMap, HashSet};
 
@@ -9,8 +9,9 @@ use herald_proto::{
 };
 
 use crate::{
+    chats::Remembered,
     frame::{Frame, Outgoing},
-    store::{Error, Known, NewMessage, Point, SpanQuery, Transaction},
+    store::{Changes, Error, Known, NewMessage, Recent, SpanQuery, Store},
 };
 
 mod entry;
@@ -24,34 +25,48 @@ type Key = (UserId, ClientMessageId);
 pub struct WorkingSet {
     /// The service's clock, in milliseconds since the Unix epoch: the same for the whole batch.
     pub now: i64,
-    /// The stream of the batch's frames.
-    epoch: i64,
     chats: HashMap<Chat, Entry>,
     known: HashMap<Key, Known>,
     events: Vec<(u16, Outgoing)>,
 }
 
+/// What a batch has come to.
+pub struct Outcome {
+    /// What is to be written; the partitions' moves are left to be filled in.
+    pub changes: Changes,
+    /// The events, with their partitions, in order.
+    pub events: Vec<(u16, Outgoing)>,
+    /// The chats, as they are stored once it is written.
+    pub chats: Vec<(Chat, Remembered)>,
+}
+
 impl WorkingSet {
-    /// Loads what the frames need. Chats that a `new` opens are created.
+    /// Looks up what the frames need and `remembered` lacks. Chats that a `new` opens are created.
+    ///
+    /// Whether a message's key is in use is looked up only if the batch is a repeat (`is_repeat`). Otherwise the
+    /// database would refuse the commit, and the batch is tried again as one.
     ///
     /// # Errors
     /// If the database fails.
     pub async fn load(
-        txn: &Transaction<'_>,
+        store: &Store,
         frames: &[Frame],
-        epoch: i64,
+        remembered: Vec<(Chat, Remembered)>,
+        is_repeat: bool,
         now: i64,
     ) -> Result<Self, Error> {
-        let mut set =
-            Self { now, epoch, chats: HashMap::new(), known: HashMap::new(), events: Vec::new() };
-        set.load_known(txn, frames).await?;
-        set.load_chats(txn, frames).await?;
-        set.load_points(txn, frames).await?;
-        set.load_spans(txn, frames).await?;
+        let chats = remembered.into_iter().map(|(chat, known)| (chat, Entry::new(known))).collect();
+        let mut set = Self { now, chats, known: HashMap::new(), events: Vec::new() };
+        if is_repeat {
+            set.load_known(store, frames).await?;
+        }
+        set.load_chats(store, frames).await?;
+        set.load_points(store, frames).await?;
+        set.load_spans(store, frames).await?;
         Ok(set)
     }
 
-    async fn load_known(&mut self, txn: &Transaction<'_>, frames: &[Frame]) -> Result<(), Error> {
+    async fn load_known(&mut self, store: &Store, frames: &[Frame]) -> Result<(), Error> {
         let keys: HashSet<Key> = frames
             .iter()
             .filter_map(|frame| match &frame.command.request {
@@ -62,20 +77,23 @@ impl WorkingSet {
             })
             .collect();
         let keys: Vec<Key> = keys.into_iter().collect();
-        self.known = txn.known(&keys).await?.into_iter().collect();
+        self.known = store.known(&keys).await?.into_iter().collect();
         Ok(())
     }
 
-    async fn load_chats(&mut self, txn: &Transaction<'_>, frames: &[Frame]) -> Result<(), Error> {
-        let all: HashSet<&Chat> = frames.iter().map(|frame| &frame.chat).collect();
-        let all: Vec<Chat> = all.into_iter().cloned().collect();
-        self.add_chats(txn, &all).await?;
+    async fn load_chats(&mut self, store: &Store, frames: &[Frame]) -> Result<(), Error> {
+        let missing: HashSet<&Chat> = frames
+            .iter()
+            .map(|frame| &frame.chat)
+            .filter(|chat| !self.chats.contains_key(*chat))
+            .collect();
+        let missing: Vec<Chat> = missing.into_iter().cloned().collect();
+        self.add_chats(store, &missing).await?;
         let opened: HashSet<&Chat> = frames
             .iter()
             .filter(|frame| match &frame.command.request {
                 Request::New(new) => {
-                    !frame.replay
-                        && self.known(&frame.command.from, &new.client_message_id).is_none()
+                    !frame.replay && self.known(frame, &new.client_message_id).is_none()
                 }
                 _ => false,
             })
@@ -83,53 +101,48 @@ impl WorkingSet {
             .filter(|chat| !self.chats.contains_key(*chat))
             .collect();
         let opened: Vec<Chat> = opened.into_iter().cloned().collect();
-        txn.create_chats(&opened).await?;
-        self.add_chats(txn, &opened).await
+        store.create_chats(&opened).await?;
+        self.add_chats(store, &opened).await
     }
 
-    async fn add_chats(&mut self, txn: &Transaction<'_>, chats: &[Chat]) -> Result<(), Error> {
-        for found in txn.chats(chats).await? {
-            let entry = Entry {
-                row: found.id,
-                ledger: found.ledger,
-                stored: found.ledger,
-                points: HashMap::new(),
-                counts: HashMap::new(),
-                newest: HashMap::new(),
-                pending: Vec::new(),
-                erased: Vec::new(),
-            };
-            self.chats.insert(found.chat, entry);
+    async fn add_chats(&mut self, store: &Store, chats: &[Chat]) -> Result<(), Error> {
+        for found in store.chats(chats).await? {
+            let known = Remembered { row: found.id, ledger: found.ledger, recent: Vec::new() };
+            self.chats.insert(found.chat, Entry::new(known));
         }
         Ok(())
     }
 
-    async fn load_points(&mut self, txn: &Transaction<'_>, frames: &[Frame]) -> Result<(), Error> {
+    async fn load_points(&mut self, store: &Store, frames: &[Frame]) -> Result<(), Error> {
         let mut wanted = HashSet::new();
         for frame in frames {
             let Some(entry) = self.chats.get(&frame.chat) else { continue };
             let named = match &frame.command.request {
                 Request::New(_) => continue,
-                Request::Delete(delete) => Some(delete.message_id),
-                Request::Dlvrd(mark) | Request::Read(mark) => {
-                    wanted.insert((entry.row, entry.stored.member(frame.side.peer()).last_sent));
-                    mark.message_id
-                }
+                Request::Delete(delete) => [Some(delete.message_id.get()), None],
+                Request::Dlvrd(mark) | Request::Read(mark) => [
+                    Some(entry.stored.member(frame.side.peer()).last_sent),
+                    mark.message_id.map(MessageId::get),
+                ],
             };
-            wanted.extend(named.map(|id| (entry.row, id.get())));
+            let unknown = named.into_iter().flatten().filter(|id| entry.known(*id).is_none());
+            wanted.extend(unknown.map(|id| (entry.row, id)));
         }
-        self.add_points(txn, wanted).await
+        self.add_points(store, wanted).await
     }
 
     async fn add_points(
         &mut self,
-        txn: &Transaction<'_>,
+        store: &Store,
         wanted: HashSet<(i64, i64)>,
     ) -> Result<(), Error> {
         let wanted: Vec<_> = wanted.into_iter().filter(|&(_, id)| id > 0).collect();
-        let mut by_row: HashMap<i64, Vec<Point>> = HashMap::new();
-        for point in txn.points(&wanted).await? {
-            by_row.entry(point.chat_id).or_default().push(point);
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let mut by_row: HashMap<i64, Vec<Recent>> = HashMap::new();
+        for point in store.points(&wanted).await? {
+            by_row.entry(point.chat_id).or_default().push(point.try_into()?);
         }
         for entry in self.chats.values_mut() {
             if let Some(points) = by_row.remove(&entry.row) {
@@ -140,7 +153,7 @@ impl WorkingSet {
     }
 
     /// Marks set below the peer's last message need a look at the messages between; most marks don't.
-    async fn load_spans(&mut self, txn: &Transaction<'_>, frames: &[Frame]) -> Result<(), Error> {
+    async fn load_spans(&mut self, store: &Store, frames: &[Frame]) -> Result<(), Error> {
         let mut wanted: HashMap<SpanQuery, (Chat, bool)> = HashMap::new();
         for frame in frames {
             let (mark, is_read) = match &frame.command.request {
@@ -154,8 +167,7 @@ impl WorkingSet {
             let peer = frame.side.peer();
             let reader = entry.stored.member(frame.side);
             let after = if is_read { reader.read } else { reader.delivered };
-            let is_peers =
-                entry.points.get(&id.get()).is_some_and(|point| side(point.from_a) == peer);
+            let is_peers = entry.known(id.get()).is_some_and(|known| side(known.from_a) == peer);
             if id.get() <= after
                 || id.get() >= entry.stored.member(peer).last_sent
                 || (is_peers && !is_read)
@@ -168,7 +180,7 @@ impl WorkingSet {
         }
         let queries: Vec<SpanQuery> = wanted.keys().copied().collect();
         let mut unnamed = HashSet::new();
-        for answer in txn.spans(&queries).await? {
+        for answer in store.spans(&queries).await? {
             let Some((chat, is_read)) = wanted.get(&answer.query) else { continue };
             let Some(entry) = self.chats.get_mut(chat) else { continue };
             let at = (side(answer.query.from_a), answer.query.up_to);
@@ -181,12 +193,16 @@ impl WorkingSet {
                 unnamed.insert((entry.row, newest));
             }
         }
-        self.add_points(txn, unnamed).await
+        self.add_points(store, unnamed).await
     }
 
-    /// What is stored under a sender's key, this batch included.
-    pub fn known(&self, sender: &UserId, key: &ClientMessageId) -> Option<Known> {
-        self.known.get(&(sender.clone(), key.clone())).copied()
+    /// What is stored under a sender's key, this batch included, as far as it was looked up or is remembered.
+    pub fn known(&self, frame: &Frame, key: &ClientMessageId) -> Option<Known> {
+        let looked_up = self.known.get(&(frame.command.from.clone(), key.clone())).copied();
+        looked_up.or_else(|| {
+            let recent = self.chats.get(&frame.chat)?.with_key(frame.side, key)?;
+            Some(Known { message_id: recent.message_id, digest: recent.digest })
+        })
     }
 
     /// The chat, if it has a message.
@@ -234,7 +250,7 @@ impl WorkingSet {
         herald_proto::telemetry::inject(&frame.span, &mut headers);
         let event = Outgoing {
             user: frame.chat.member(frame.side.peer()).clone(),
-            id: format!("{:x}-{}-{}", self.epoch, frame.partition, frame.sequence),
+            id: frame.event_id(),
             body: to_text(&Event::new(self.now, body))
                 .map_err(|_| Error::Corrupt("an event is not JSON"))?,
             traceparent: headers.get(herald_proto::header::TRACEPARENT).map(ToString::to_string),
@@ -243,25 +259,22 @@ impl WorkingSet {
         Ok(())
     }
 
-    /// Writes what changed and returns the events, with their partitions, in order.
-    ///
-    /// # Errors
-    /// If the database fails.
-    pub async fn save(self, txn: &Transaction<'_>) -> Result<Vec<(u16, Outgoing)>, Error> {
-        let (mut messages, mut counters, mut erased) = (Vec::new(), Vec::new(), Vec::new());
-        for entry in self.chats.into_values() {
+    /// What the frames have come to.
+    pub fn finish(self) -> Outcome {
+        let mut changes = Changes { now: self.now, ..Changes::default() };
+        let mut chats = Vec::with_capacity(self.chats.len());
+        for (chat, entry) in self.chats {
             if entry.ledger != entry.stored {
-                counters.push((entry.row, entry.ledger));
+                changes.counters.push((entry.row, entry.ledger));
             }
-            erased.extend(entry.erased.iter().map(|&(id, _)| (entry.row, id)));
-            messages.extend(entry.pending);
+            changes.erased.extend(entry.erased.iter().map(|&(id, _)| (entry.row, id)));
+            let (remembered, messages) = entry.finish();
+            changes.messages.extend(messages);
+            chats.push((chat, remembered));
         }
         // One order for every worker: rows locked in the same order can't deadlock.
-        counters.sort_unstable_by_key(|&(row, _)| row);
-        txn.insert_messages(&messages).await?;
-        txn.update_chats(&counters, self.now).await?;
-        txn.erase(&erased).await?;
-        Ok(self.events)
+        changes.counters.sort_unstable_by_key(|&(row, _)| row);
+        Outcome { changes, events: self.events, chats }
     }
 }
 

@@ -79,8 +79,10 @@ impl Feed {
             return;
         }
         self.seen = self.seen.max(id);
-        // It directly follows what was sent if the event before it lies at or below the tail.
-        if self.behind || self.fetching || prev > self.tail || self.window.room() == 0 {
+        // It directly follows what was sent if the event before it is the last one that was. If the log holds nothing
+        // after an earlier one, it has lost what was sent, and may have lost more: reading it will show.
+        let follows = prev <= self.tail && prev >= self.last_event;
+        if self.behind || self.fetching || !follows || self.window.room() == 0 {
             self.behind = true;
             self.fetch_if_due(out);
         } else {
@@ -107,6 +109,9 @@ impl Feed {
             }
             self.window.reset(place);
             self.tail = place;
+            self.last_event = EventId::NONE;
+        } else if !fetched.is_there {
+            // A new device's place: the user had no event before it.
             self.last_event = EventId::NONE;
         }
         for (id, body) in fetched.events {

@@ -24,7 +24,7 @@ pub(super) fn handle(
     let digest = digest(new)?;
     let key = &new.client_message_id;
     let stored = |message_id| Answer::Stored(Stored { message_id, client_message_id: key.clone() });
-    if let Some(known) = set.known(&frame.command.from, key) {
+    if let Some(known) = set.known(frame, key) {
         if known.digest != digest {
             return Ok(Answer::Failed(Error::conflict(
                 "clientMessageId: was used for another message",

@@ -8,6 +8,12 @@ pub enum Error {
     /// Another worker has moved the partition: nothing was committed.
     #[error("another worker has moved the partition")]
     Fenced,
+    /// A message's key is in use already: nothing was committed.
+    #[error("a message's key is in use already")]
+    Taken,
+    /// The database did not answer in time.
+    #[error("the database does not answer")]
+    Late,
     /// The schema lacks migrations.
     #[error("{0} migrations are missing: run `herald-worker migrate` first")]
     Schema(usize),
@@ -22,10 +28,11 @@ pub enum Error {
 impl Error {
     /// Whether the same batch may succeed later: the database is away or busy, or another transaction was in the way.
     pub fn is_transient(&self) -> bool {
-        let Self::Database(error) = self else { return false };
-        if matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_))) {
-            return true;
-        }
+        let error = match self {
+            Self::Fenced | Self::Late => return true,
+            Self::Taken | Self::Schema(_) | Self::Corrupt(_) => return false,
+            Self::Database(error) => error,
+        };
         match error {
             DbErr::ConnectionAcquire(_) | DbErr::Conn(_) => true,
             DbErr::Exec(RuntimeErr::SqlxError(error))
@@ -44,7 +51,33 @@ impl Error {
             _ => false,
         }
     }
+
+    /// What an error of an insert into `messages` means.
+    pub(super) fn or_taken(self) -> Self {
+        match self {
+            Self::Database(error)
+                if matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_))) =>
+            {
+                Self::Taken
+            }
+            other => other,
+        }
+    }
+
+    /// What an error of PostgreSQL's commit statement means.
+    pub(super) fn from_commit(error: DbErr) -> Self {
+        if let DbErr::Exec(RuntimeErr::SqlxError(cause)) = &error
+            && let SqlxError::Database(cause) = cause.as_ref()
+            && cause.code().as_deref() == Some(DIVISION_BY_ZERO)
+        {
+            return Self::Fenced;
+        }
+        Self::Database(error).or_taken()
+    }
 }
+
+/// PostgreSQL's code for how its commit statement says that a partition was moved by another worker.
+const DIVISION_BY_ZERO: &str = "22012";
 
 /// PostgreSQL's classes (appendix A of its manual) 08 connection, 25 aborted or read-only transaction (a standby during
 /// a failover), 40 rollback, 53 resources, 55 lock, 57 operator, 58 system; SQLite's BUSY, LOCKED, IOERR, FULL with

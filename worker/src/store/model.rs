@@ -35,6 +35,22 @@ pub struct Point {
     pub message_id: i64,
     pub from_a: bool,
     pub client_message_id: String,
+    pub digest: i64,
+    pub deleted: bool,
+}
+
+/// One of a chat's last messages, as a worker remembers it: place, sender, key, without its content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recent {
+    /// Its id.
+    pub message_id: i64,
+    /// Whether member A sent it.
+    pub from_a: bool,
+    /// Its key.
+    pub client_message_id: ClientMessageId,
+    /// The hash of what it said.
+    pub digest: i64,
+    /// Whether it is deleted.
     pub deleted: bool,
 }
 
@@ -84,10 +100,27 @@ pub struct NewMessage {
 pub struct PartitionState {
     /// Which partition.
     pub id: i32,
+    /// What `applied` counts in.
+    pub epoch: i64,
     /// The stream sequence of the last applied frame; 0 for none.
     pub applied: i64,
+    /// When the newest applied frame came into the stream, in nanoseconds since the Unix epoch.
+    pub seen_at: i64,
+    /// When the last batch was applied, in milliseconds since the Unix epoch.
+    pub moved_at: i64,
     /// The events of the last applied batch, as JSON.
     pub events: String,
+}
+
+/// How far an event stream's ids have been given out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, FromQueryResult)]
+pub struct EventStream {
+    /// Which stream.
+    pub id: i32,
+    /// When it was created, in nanoseconds since the Unix epoch.
+    pub created: i64,
+    /// The highest id that JetStream has confirmed.
+    pub high: i64,
 }
 
 /// A partition's step forward: happens only if it stands where it is expected.
@@ -95,12 +128,18 @@ pub struct PartitionState {
 pub struct Move {
     /// Which partition.
     pub id: u16,
-    /// The stream that it counts in.
+    /// What it counts in from now on.
     pub epoch: i64,
+    /// What it must count in now.
+    pub expected_epoch: i64,
     /// The sequence it must stand at.
     pub expected: i64,
     /// The sequence it moves to.
     pub applied: i64,
+    /// When the newest applied frame came into the stream, in nanoseconds since the Unix epoch.
+    pub seen_at: i64,
+    /// Milliseconds since the Unix epoch.
+    pub moved_at: i64,
     /// The events of the batch, as JSON.
     pub events: String,
 }
@@ -128,6 +167,20 @@ impl StoredChat {
             },
         };
         Ok(Self { id: row.id, chat, ledger })
+    }
+}
+
+impl TryFrom<Point> for Recent {
+    type Error = Error;
+
+    fn try_from(point: Point) -> Result<Self, Error> {
+        Ok(Self {
+            message_id: point.message_id,
+            from_a: point.from_a,
+            client_message_id: client_key(&point.client_message_id)?,
+            digest: point.digest,
+            deleted: point.deleted,
+        })
     }
 }
 

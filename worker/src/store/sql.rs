@@ -25,13 +25,104 @@ pub(super) struct Sql {
     pub(super) create_partitions: String,
     pub(super) renew_partitions: String,
     pub(super) move_partitions: String,
+    pub(super) event_streams: String,
+    pub(super) create_event_streams: String,
+    pub(super) raise_event_streams: String,
+    pub(super) jump_event_streams: String,
+    /// All that a batch writes, as one statement. PostgreSQL only.
+    pub(super) commit: String,
 }
 
 impl Sql {
     pub(super) fn new(backend: DbBackend) -> Self {
-        let rows = |columns: &[(&str, Type)]| rows(backend, columns);
+        let rows = |columns: &[(&str, Type)]| rows(backend, 1, columns);
         let pairs = rows(&[("user_a", Text), ("user_b", Text)]);
-        let counters = rows(&[
+        let keys = rows(&[("sender", Text), ("client_message_id", Text)]);
+        let points = rows(&[("chat_id", Int), ("message_id", Int)]);
+        let spans = rows(&[("chat_id", Int), ("from_a", Bool), ("after", Int), ("up_to", Int)]);
+        let ids = rows(&[("id", Int), ("epoch", Int)]);
+        let streams = rows(&[("id", Int), ("created", Int), ("high", Int)]);
+        let jumps = rows(&[("id", Int), ("old_high", Int), ("created", Int), ("high", Int)]);
+        Self {
+            chats: format!(
+                "SELECT c.* FROM {pairs} r JOIN chats c ON c.user_a = r.user_a AND c.user_b = r.user_b"
+            ),
+            // `WHERE true` tells SQLite's parser that `ON CONFLICT` does not belong to a join.
+            create_chats: format!(
+                "INSERT INTO chats (user_a, user_b) SELECT r.user_a, r.user_b FROM {pairs} r WHERE true \
+                 ON CONFLICT (user_a, user_b) DO NOTHING"
+            ),
+            update_chats: update_chats(backend, 1),
+            known: format!(
+                "SELECT m.sender, m.client_message_id, m.message_id, m.digest FROM {keys} r \
+                 JOIN messages m ON m.sender = r.sender AND m.client_message_id = r.client_message_id"
+            ),
+            points: format!(
+                "SELECT m.chat_id, m.message_id, m.from_a, m.client_message_id, m.digest, m.deleted FROM {points} r \
+                 JOIN messages m ON m.chat_id = r.chat_id AND m.message_id = r.message_id"
+            ),
+            spans: format!(
+                "SELECT r.chat_id, r.from_a, r.after, r.up_to, \
+                 (SELECT count(*) FROM messages m WHERE m.chat_id = r.chat_id AND m.from_a = r.from_a \
+                  AND NOT m.deleted AND m.message_id > r.after AND m.message_id <= r.up_to) AS unread, \
+                 (SELECT max(m.message_id) FROM messages m WHERE m.chat_id = r.chat_id AND m.from_a = r.from_a \
+                  AND m.message_id > r.after AND m.message_id <= r.up_to) AS newest FROM {spans} r"
+            ),
+            insert_messages: insert_messages(backend, 1),
+            erase: erase(backend, 1),
+            partitions: format!(
+                "SELECT p.id, p.epoch, p.applied, p.seen_at, p.moved_at, p.events \
+                 FROM {ids} r JOIN partitions p ON p.id = r.id"
+            ),
+            create_partitions: format!(
+                "INSERT INTO partitions (id, epoch) SELECT r.id, r.epoch FROM {ids} r WHERE true \
+                 ON CONFLICT (id) DO NOTHING"
+            ),
+            // Sequences of another stream say nothing about this one's frames.
+            renew_partitions: format!(
+                "UPDATE partitions SET epoch = r.epoch, applied = 0, seen_at = 0, events = '[]' FROM {ids} r \
+                 WHERE partitions.id = r.id \
+                 AND (partitions.epoch < r.epoch OR partitions.epoch >= r.epoch + {EPOCHS_OF_A_STREAM})"
+            ),
+            move_partitions: move_partitions(backend, 1),
+            event_streams: {
+                let ids = rows(&[("id", Int)]);
+                format!("SELECT s.* FROM {ids} r JOIN event_streams s ON s.id = r.id")
+            },
+            create_event_streams: format!(
+                "INSERT INTO event_streams (id, created, high) SELECT r.id, r.created, r.high FROM {streams} r \
+                 WHERE true ON CONFLICT (id) DO NOTHING"
+            ),
+            raise_event_streams: format!(
+                "UPDATE event_streams SET high = r.high FROM {streams} r WHERE event_streams.id = r.id \
+                 AND event_streams.created = r.created AND event_streams.high < r.high"
+            ),
+            jump_event_streams: format!(
+                "UPDATE event_streams SET created = r.created, high = r.high FROM {jumps} r \
+                 WHERE event_streams.id = r.id AND event_streams.high = r.old_high"
+            ),
+            commit: format!(
+                "WITH moved AS ({moved} RETURNING 1), stored AS ({stored}), counted AS ({counted}), \
+                 erased AS ({erased}) \
+                 SELECT 1 / ((SELECT count(*) FROM moved) = json_array_length($1::json))::int",
+                moved = move_partitions(backend, 1),
+                stored = insert_messages(backend, 2),
+                counted = update_chats(backend, 3),
+                erased = erase(backend, 4),
+            ),
+        }
+    }
+}
+
+/// How many times `FRAMES` may lose its newest frames and count the same sequences again, before its partitions' epochs
+/// would be taken for another stream's: one millisecond, in nanoseconds.
+const EPOCHS_OF_A_STREAM: i64 = 1_000_000;
+
+fn update_chats(backend: DbBackend, parameter: u8) -> String {
+    let counters = rows(
+        backend,
+        parameter,
+        &[
             ("id", Int),
             ("last", Int),
             ("a_last_sent", Int),
@@ -43,8 +134,21 @@ impl Sql {
             ("b_delivered", Int),
             ("b_missed", Int),
             ("updated_at", Int),
-        ]);
-        let messages = rows(&[
+        ],
+    );
+    format!(
+        "UPDATE chats SET last = r.last, a_last_sent = r.a_last_sent, a_read = r.a_read, \
+         a_delivered = r.a_delivered, a_missed = r.a_missed, b_last_sent = r.b_last_sent, \
+         b_read = r.b_read, b_delivered = r.b_delivered, b_missed = r.b_missed, \
+         updated_at = r.updated_at FROM {counters} r WHERE chats.id = r.id"
+    )
+}
+
+fn insert_messages(backend: DbBackend, parameter: u8) -> String {
+    let messages = rows(
+        backend,
+        parameter,
+        &[
             ("chat_id", Int),
             ("message_id", Int),
             ("from_a", Bool),
@@ -56,82 +160,49 @@ impl Sql {
             ("body", Text),
             ("attachments", Text),
             ("deleted", Bool),
-        ]);
-        let keys = rows(&[("sender", Text), ("client_message_id", Text)]);
-        let points = rows(&[("chat_id", Int), ("message_id", Int)]);
-        let spans = rows(&[("chat_id", Int), ("from_a", Bool), ("after", Int), ("up_to", Int)]);
-        let ids = rows(&[("id", Int), ("epoch", Int)]);
-        let moves = rows(&[
-            ("id", Int),
-            ("epoch", Int),
-            ("expected", Int),
-            ("applied", Int),
-            ("events", Text),
-        ]);
-        Self {
-            chats: format!(
-                "SELECT c.* FROM {pairs} r JOIN chats c ON c.user_a = r.user_a AND c.user_b = r.user_b"
-            ),
-            // `WHERE true` tells SQLite's parser that `ON CONFLICT` does not belong to a join.
-            create_chats: format!(
-                "INSERT INTO chats (user_a, user_b) SELECT r.user_a, r.user_b FROM {pairs} r WHERE true \
-                 ON CONFLICT (user_a, user_b) DO NOTHING"
-            ),
-            update_chats: format!(
-                "UPDATE chats SET last = r.last, a_last_sent = r.a_last_sent, a_read = r.a_read, \
-                 a_delivered = r.a_delivered, a_missed = r.a_missed, b_last_sent = r.b_last_sent, \
-                 b_read = r.b_read, b_delivered = r.b_delivered, b_missed = r.b_missed, \
-                 updated_at = r.updated_at FROM {counters} r WHERE chats.id = r.id"
-            ),
-            known: format!(
-                "SELECT m.sender, m.client_message_id, m.message_id, m.digest FROM {keys} r \
-                 JOIN messages m ON m.sender = r.sender AND m.client_message_id = r.client_message_id"
-            ),
-            points: format!(
-                "SELECT m.chat_id, m.message_id, m.from_a, m.client_message_id, m.deleted FROM {points} r \
-                 JOIN messages m ON m.chat_id = r.chat_id AND m.message_id = r.message_id"
-            ),
-            spans: format!(
-                "SELECT r.chat_id, r.from_a, r.after, r.up_to, \
-                 (SELECT count(*) FROM messages m WHERE m.chat_id = r.chat_id AND m.from_a = r.from_a \
-                  AND NOT m.deleted AND m.message_id > r.after AND m.message_id <= r.up_to) AS unread, \
-                 (SELECT max(m.message_id) FROM messages m WHERE m.chat_id = r.chat_id AND m.from_a = r.from_a \
-                  AND m.message_id > r.after AND m.message_id <= r.up_to) AS newest FROM {spans} r"
-            ),
-            insert_messages: format!(
-                "INSERT INTO messages (chat_id, message_id, from_a, sender, client_message_id, digest, sent_at, \
-                 stored_at, body, attachments, deleted) SELECT r.chat_id, r.message_id, r.from_a, r.sender, \
-                 r.client_message_id, r.digest, r.sent_at, r.stored_at, r.body, r.attachments, r.deleted \
-                 FROM {messages} r"
-            ),
-            erase: format!(
-                "UPDATE messages SET body = NULL, attachments = NULL, deleted = {yes} FROM {points} r \
-                 WHERE messages.chat_id = r.chat_id AND messages.message_id = r.message_id",
-                yes = if backend == DbBackend::Postgres { "true" } else { "1" },
-            ),
-            partitions: format!(
-                "SELECT p.id, p.applied, p.events FROM {ids} r JOIN partitions p ON p.id = r.id"
-            ),
-            create_partitions: format!(
-                "INSERT INTO partitions (id, epoch) SELECT r.id, r.epoch FROM {ids} r WHERE true \
-                 ON CONFLICT (id) DO NOTHING"
-            ),
-            // Sequences of another stream say nothing about this one's frames.
-            renew_partitions: format!(
-                "UPDATE partitions SET epoch = r.epoch, applied = 0, events = '[]' FROM {ids} r \
-                 WHERE partitions.id = r.id AND partitions.epoch <> r.epoch"
-            ),
-            move_partitions: format!(
-                "UPDATE partitions SET applied = r.applied, events = r.events FROM {moves} r \
-                 WHERE partitions.id = r.id AND partitions.epoch = r.epoch \
-                 AND partitions.applied = r.expected"
-            ),
-        }
-    }
+        ],
+    );
+    format!(
+        "INSERT INTO messages (chat_id, message_id, from_a, sender, client_message_id, digest, sent_at, \
+         stored_at, body, attachments, deleted) SELECT r.chat_id, r.message_id, r.from_a, r.sender, \
+         r.client_message_id, r.digest, r.sent_at, r.stored_at, r.body, r.attachments, r.deleted \
+         FROM {messages} r"
+    )
 }
 
-/// The parameter `$1` as a table expression with these columns.
-fn rows(backend: DbBackend, columns: &[(&str, Type)]) -> String {
+fn erase(backend: DbBackend, parameter: u8) -> String {
+    let points = rows(backend, parameter, &[("chat_id", Int), ("message_id", Int)]);
+    let yes = if backend == DbBackend::Postgres { "true" } else { "1" };
+    format!(
+        "UPDATE messages SET body = NULL, attachments = NULL, deleted = {yes} FROM {points} r \
+         WHERE messages.chat_id = r.chat_id AND messages.message_id = r.message_id"
+    )
+}
+
+fn move_partitions(backend: DbBackend, parameter: u8) -> String {
+    let moves = rows(
+        backend,
+        parameter,
+        &[
+            ("id", Int),
+            ("epoch", Int),
+            ("expected_epoch", Int),
+            ("expected", Int),
+            ("applied", Int),
+            ("seen_at", Int),
+            ("moved_at", Int),
+            ("events", Text),
+        ],
+    );
+    format!(
+        "UPDATE partitions SET epoch = r.epoch, applied = r.applied, seen_at = r.seen_at, moved_at = r.moved_at, \
+         events = r.events FROM {moves} r WHERE partitions.id = r.id \
+         AND partitions.epoch = r.expected_epoch AND partitions.applied = r.expected"
+    )
+}
+
+/// A parameter as a table expression with these columns.
+fn rows(backend: DbBackend, parameter: u8, columns: &[(&str, Type)]) -> String {
     let list =
         |each: fn(&(&str, Type)) -> String| columns.iter().map(each).collect::<Vec<_>>().join(", ");
     if backend == DbBackend::Postgres {
@@ -144,9 +215,9 @@ fn rows(backend: DbBackend, columns: &[(&str, Type)]) -> String {
             format!("\"{name}\" {kind}")
         });
         // A subselect, so that the alias can follow here as it must in SQLite.
-        format!("(SELECT * FROM json_to_recordset($1::json) AS j({columns}))")
+        format!("(SELECT * FROM json_to_recordset(${parameter}::json) AS j({columns}))")
     } else {
         let columns = list(|(name, _)| format!("json_extract(value, '$.{name}') AS \"{name}\""));
-        format!("(SELECT {columns} FROM json_each($1))")
+        format!("(SELECT {columns} FROM json_each(${parameter}))")
     }
 }

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use herald_proto::{ClientMessageId, Side};
 
 use crate::{
-    store::{Error, NewMessage, Point, client_key},
+    chats::Remembered,
+    store::{Error, NewMessage, Recent},
     unread::{Ledger, Span},
 };
 
@@ -16,8 +17,10 @@ pub struct Entry {
     pub ledger: Ledger,
     /// The counters as they were stored.
     pub(super) stored: Ledger,
-    /// Stored messages that frames refer to, by id.
-    pub(super) points: HashMap<i64, Point>,
+    /// The last stored messages, oldest first.
+    recent: Vec<Recent>,
+    /// Older stored messages that frames refer to, by id.
+    pub(super) points: HashMap<i64, Recent>,
     /// How many undeleted messages of that side there were from the reader's stored mark up to that id.
     pub(super) counts: HashMap<(Side, i64), i64>,
     /// The last message of that side up to that id, where one lies beyond the stored mark.
@@ -43,7 +46,59 @@ pub(super) fn side(from_a: bool) -> Side {
     if from_a { Side::A } else { Side::B }
 }
 
+/// How many of a chat's last messages are remembered.
+const RECENT: usize = 8;
+
 impl Entry {
+    /// A chat as it is stored.
+    pub(super) fn new(remembered: Remembered) -> Self {
+        let Remembered { row, ledger, recent } = remembered;
+        Self {
+            row,
+            ledger,
+            stored: ledger,
+            recent,
+            points: HashMap::new(),
+            counts: HashMap::new(),
+            newest: HashMap::new(),
+            pending: Vec::new(),
+            erased: Vec::new(),
+        }
+    }
+
+    /// The chat as it is stored once the batch is committed, and the messages to be stored.
+    pub(super) fn finish(self) -> (Remembered, Vec<NewMessage>) {
+        let Self { row, ledger, mut recent, pending, erased, .. } = self;
+        for message in &mut recent {
+            message.deleted |= erased.iter().any(|&(id, _)| id == message.message_id);
+        }
+        recent.extend(pending.iter().rev().take(RECENT).rev().map(|message| Recent {
+            message_id: message.message_id,
+            from_a: message.from_a,
+            client_message_id: message.client_message_id.clone(),
+            digest: message.digest,
+            deleted: message.deleted,
+        }));
+        recent.drain(..recent.len().saturating_sub(RECENT));
+        (Remembered { row, ledger, recent }, pending)
+    }
+
+    /// A stored message, if it was looked up or is remembered.
+    pub(super) fn known(&self, id: i64) -> Option<&Recent> {
+        self.recent
+            .iter()
+            .rev()
+            .find(|message| message.message_id == id)
+            .or_else(|| self.points.get(&id))
+    }
+
+    /// A remembered message with that sender's key.
+    pub(super) fn with_key(&self, from: Side, key: &ClientMessageId) -> Option<&Recent> {
+        let is_it =
+            |message: &&Recent| side(message.from_a) == from && message.client_message_id == *key;
+        self.recent.iter().rev().find(is_it)
+    }
+
     /// A message of this chat.
     ///
     /// # Errors
@@ -56,13 +111,10 @@ impl Entry {
             let key = pending.client_message_id.clone();
             return Ok(Some(Found { from: side(pending.from_a), key, deleted: pending.deleted }));
         }
-        let point = self.points.get(&id).ok_or(Error::Corrupt("a message is missing"))?;
-        let deleted = point.deleted || self.erased.iter().any(|&(erased, _)| erased == id);
-        Ok(Some(Found {
-            from: side(point.from_a),
-            key: client_key(&point.client_message_id)?,
-            deleted,
-        }))
+        let known = self.known(id).ok_or(Error::Corrupt("a message is missing"))?;
+        let deleted = known.deleted || self.erased.iter().any(|&(erased, _)| erased == id);
+        let key = known.client_message_id.clone();
+        Ok(Some(Found { from: side(known.from_a), key, deleted }))
     }
 
     /// The last message of `from` up to and including `up_to`, if it lies above `after`.
@@ -74,8 +126,7 @@ impl Entry {
             };
             self.pending.iter().rev().find(of_side).map(|message| message.message_id)
         };
-        let is_peers =
-            |id: i64| self.points.get(&id).is_some_and(|point| side(point.from_a) == from);
+        let is_peers = |id: i64| self.known(id).is_some_and(|known| side(known.from_a) == from);
         let newest = if span.up_to >= stored {
             pending().unwrap_or(stored)
         } else if is_peers(span.up_to) {

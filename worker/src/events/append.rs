@@ -1,0 +1,124 @@
+//! Appends messages to streams, in order and without gaps, by JetStream's fast-ingest batches (ADR-50): the server takes
+//! a batch's messages one after the other, stops at the first that is missing, and confirms all of them at once.
+//!
+//! Publishing message by message, each with its own confirmation, costs more on both sides, and keeps no order: when
+//! a connection breaks in the middle, the messages before it can be lost while those after it arrive.
+
+use std::{collections::HashMap, time::Duration};
+
+use async_nats::{Client, HeaderMap, Subscriber};
+use bytes::Bytes;
+use futures::StreamExt;
+use serde::Deserialize;
+
+use crate::error::Error;
+
+/// A message to be appended.
+pub(super) struct Message {
+    pub(super) subject: String,
+    pub(super) headers: HeaderMap,
+    pub(super) payload: Bytes,
+}
+
+/// Appends for one worker, one call at a time.
+pub(super) struct Appender {
+    client: Client,
+    inbox: String,
+    answers: Subscriber,
+    batches: u64,
+}
+
+/// What the server says about a batch.
+#[derive(Deserialize)]
+struct Answer {
+    /// `ack`, `gap` or `err` on the way; missing at the end.
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    error: Option<serde_json::Value>,
+    seq: u64,
+    /// How many messages were taken; missing for a batch of one.
+    count: Option<u64>,
+}
+
+/// How long the server may be silent.
+const PATIENCE: Duration = Duration::from_secs(3);
+const WHAT: &str = "append events";
+
+impl Appender {
+    pub(super) async fn new(client: Client) -> Result<Self, Error> {
+        let inbox = client.new_inbox();
+        let answers = client.subscribe(format!("{inbox}.>")).await.map_err(Error::broker(WHAT))?;
+        Ok(Self { client, inbox, answers, batches: 0 })
+    }
+
+    /// Appends one batch to each of some streams; no batch is empty. Returns the sequence of each one's last message.
+    ///
+    /// # Errors
+    /// If a batch was not taken as a whole, or may not have been: then all of it must be appended again. Copies of
+    /// what was taken are dropped by their message ids.
+    pub(super) async fn append(&mut self, batches: &[Vec<Message>]) -> Result<Vec<u64>, Error> {
+        // An answer to a batch that was given up must not be taken for one of these.
+        let first = self.batches;
+        self.batches += batches.len() as u64;
+        for (id, batch) in (first..).zip(batches) {
+            self.send(id, batch).await?;
+        }
+        let mut ends: HashMap<u64, u64> = HashMap::with_capacity(batches.len());
+        while ends.len() < batches.len() {
+            let answer = tokio::time::timeout(PATIENCE, self.answers.next()).await;
+            let answer = answer
+                .map_err(|_| Error::broker(WHAT)("JetStream does not answer"))?
+                .ok_or_else(|| Error::broker(WHAT)("the inbox is closed"))?;
+            let Some(id) = self.batch_of(&answer.subject).filter(|id| *id >= first) else {
+                continue;
+            };
+            let Some(batch) = usize::try_from(id - first).ok().and_then(|id| batches.get(id))
+            else {
+                continue;
+            };
+            if let Some(last) = end(&answer, batch.len() as u64)? {
+                ends.insert(id, last);
+            }
+        }
+        Ok((first..self.batches).filter_map(|id| ends.get(&id).copied()).collect())
+    }
+
+    /// Sends a batch. The server is asked to confirm only its end: `flow` is how many messages it may take without
+    /// a word, and no batch is larger.
+    async fn send(&self, id: u64, batch: &[Message]) -> Result<(), Error> {
+        let last = batch.len();
+        for (n, message) in (1..).zip(batch) {
+            let operation = match n {
+                n if n == last => 2, // commit
+                1 => 0,              // start
+                _ => 1,              // append
+            };
+            let reply = format!("{}.{id}.{}.fail.{n}.{operation}.$FI", self.inbox, u16::MAX);
+            let (subject, headers) = (message.subject.clone(), message.headers.clone());
+            let payload = message.payload.clone();
+            self.client.publish_with_reply_and_headers(subject, reply, headers, payload).await?;
+        }
+        Ok(())
+    }
+
+    fn batch_of(&self, reply: &str) -> Option<u64> {
+        reply.strip_prefix(&self.inbox)?.strip_prefix('.')?.split('.').next()?.parse().ok()
+    }
+}
+
+/// The sequence of a batch's last message, if this is its end.
+fn end(answer: &async_nats::Message, size: u64) -> Result<Option<u64>, Error> {
+    if answer.status.is_some() {
+        return Err(Error::broker(WHAT)("no stream takes the events"));
+    }
+    let text = &answer.payload;
+    let answer: Answer =
+        serde_json::from_slice(text).map_err(|error| Error::Unreadable("an answer", error))?;
+    let is_refused = answer.error.is_some();
+    let is_whole = answer.count.is_none_or(|count| count == size);
+    match answer.kind.as_deref() {
+        Some("ack") => Ok(None),
+        None if !is_refused && is_whole => Ok(Some(answer.seq)),
+        _ => Err(Error::broker(WHAT)(String::from_utf8_lossy(text).into_owned())),
+    }
+}

@@ -1,0 +1,104 @@
+//! What a batch changes, and the statements that write it: all or nothing, and only if every partition of the batch
+//! still stands where this worker believes it to be.
+
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DbBackend, SqliteTransactionMode, Statement,
+    TransactionOptions, TransactionTrait,
+};
+use serde::Serialize;
+
+use super::{Error, Move, NewMessage, execute, json, places, sql::Sql};
+use crate::unread::Ledger;
+
+/// What a batch changes.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// The partitions' steps forward.
+    pub moves: Vec<Move>,
+    /// Messages to be stored.
+    pub messages: Vec<NewMessage>,
+    /// Chats' rows and their counters.
+    pub counters: Vec<(i64, Ledger)>,
+    /// Messages (chat row, message id) to be marked as deleted and emptied.
+    pub erased: Vec<(i64, i64)>,
+    /// Milliseconds since the Unix epoch.
+    pub now: i64,
+}
+
+/// A chat's counters as a row.
+#[derive(Serialize)]
+struct Counters {
+    id: i64,
+    last: i64,
+    a_last_sent: i64,
+    a_read: i64,
+    a_delivered: i64,
+    a_missed: i64,
+    b_last_sent: i64,
+    b_read: i64,
+    b_delivered: i64,
+    b_missed: i64,
+    updated_at: i64,
+}
+
+impl Changes {
+    fn counters(&self) -> Vec<Counters> {
+        let row = |&(id, Ledger { last, a, b }): &(i64, Ledger)| Counters {
+            id,
+            last,
+            a_last_sent: a.last_sent,
+            a_read: a.read,
+            a_delivered: a.delivered,
+            a_missed: a.missed,
+            b_last_sent: b.last_sent,
+            b_read: b.read,
+            b_delivered: b.delivered,
+            b_missed: b.missed,
+            updated_at: self.now,
+        };
+        self.counters.iter().map(row).collect()
+    }
+
+    /// One statement and one round trip: PostgreSQL runs it as a transaction of its own. If a partition has not moved,
+    /// the statement divides by zero, and nothing of it happens.
+    pub(super) async fn write_to_postgres(
+        &self,
+        db: &DatabaseConnection,
+        sql: &Sql,
+    ) -> Result<(), Error> {
+        let values = [
+            json(&self.moves)?.into(),
+            json(&self.messages)?.into(),
+            json(&self.counters())?.into(),
+            json(&places(&self.erased))?.into(),
+        ];
+        let statement = Statement::from_sql_and_values(DbBackend::Postgres, &sql.commit, values);
+        match db.execute_raw(statement).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(Error::from_commit(error)),
+        }
+    }
+
+    /// SQLite has no statement that writes to several tables.
+    pub(super) async fn write_to_sqlite(
+        &self,
+        db: &DatabaseConnection,
+        sql: &Sql,
+    ) -> Result<(), Error> {
+        // The write lock is taken at once: upgrading a read lock later can fail.
+        let options = TransactionOptions {
+            sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
+            ..TransactionOptions::default()
+        };
+        let txn = db.begin_with_options(options).await?;
+        let moved = execute(&txn, &sql.move_partitions, &self.moves).await?;
+        if usize::try_from(moved) != Ok(self.moves.len()) {
+            txn.rollback().await?;
+            return Err(Error::Fenced);
+        }
+        execute(&txn, &sql.insert_messages, &self.messages).await.map_err(Error::or_taken)?;
+        execute(&txn, &sql.update_chats, &self.counters()).await?;
+        execute(&txn, &sql.erase, &places(&self.erased)).await?;
+        Ok(txn.commit().await?)
+    }
+}
