@@ -173,7 +173,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                     Step::Close(code, reason) => return Some((code, reason)),
                 }
             }
-            let next_tick = self.state.next_tick(now());
+            let next_tick = self.state.next_tick();
             tokio::select! {
                 message = self.socket.next() => match message {
                     Ok(message) => self.message(message, &mut out)?,
@@ -190,7 +190,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                         Ok(fetched) => self.state.fetched(fetched, now_ms(), now(), &mut out),
                         Err(error) => {
                             tracing::warn!(%error, "a log can't be read, trying again");
-                            self.state.not_fetched();
+                            self.state.not_fetched(now());
                         }
                     }
                 }
