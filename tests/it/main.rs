@@ -27,6 +27,7 @@ macro_rules! on_both {
 
 mod counts;
 mod cycle;
+mod deadletter;
 mod delivery;
 mod errors;
 mod hostile;

@@ -105,7 +105,7 @@ pub struct Cluster {
     pub broker: Broker,
     /// The database.
     pub database: Database,
-    options: Options,
+    pub(crate) options: Options,
 }
 
 impl Cluster {
@@ -174,7 +174,12 @@ impl Cluster {
     }
 
     fn flags(&self, program: &str) -> Vec<String> {
-        vec![program.into(), "--nats-url".into(), self.broker.url()]
+        vec![program.into(), "--nats-url".into(), self.nats_url()]
+    }
+
+    /// Where the broker is, as `--nats-url` takes it.
+    pub fn nats_url(&self) -> String {
+        self.broker.url()
     }
 
     /// The WebSocket URL of a gateway, by its index.
@@ -224,8 +229,8 @@ impl Cluster {
     /// # Errors
     /// If there is no such gateway.
     pub fn user_url(&self, gateway: usize, user: &str, device: &str) -> Result<String> {
-        let (user, device) = (percent(user), percent(device));
-        Ok(format!("{}?userId={user}&deviceId={device}", self.url(gateway)?))
+        let gateway = self.gateways.get(gateway).context("no such gateway")?;
+        Ok(user_url(gateway.address, user, device))
     }
 
     /// A folder for the test's own files, removed with the cluster.
@@ -257,6 +262,11 @@ async fn ready(member: Member) -> Result<Member> {
         ready = eventually("a member is ready", READY, async || http::ready(address).await) => ready?,
     }
     Ok(Member { address, stop, task })
+}
+
+/// The URL for a user's device on the gateway at that address in insecure mode.
+pub fn user_url(gateway: SocketAddr, user: &str, device: &str) -> String {
+    format!("ws://{gateway}/ws?userId={}&deviceId={}", percent(user), percent(device))
 }
 
 /// Every byte that is not a letter or digit as `%XX`.

@@ -5,6 +5,7 @@
 //! with the value that stands for it, and also if this process dies without a word.
 
 pub mod broker;
+pub mod child;
 pub mod client;
 pub mod cluster;
 pub mod database;
@@ -20,6 +21,7 @@ pub mod supervise;
 pub mod tools;
 
 pub use broker::Broker;
+pub use child::Child;
 pub use client::Client;
 pub use cluster::{Cluster, Options};
 pub use database::{Backend, Database};

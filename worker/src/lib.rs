@@ -11,6 +11,7 @@
 pub mod app;
 pub mod config;
 pub mod contacts;
+pub mod deadletter;
 pub mod error;
 pub mod failpoint;
 pub mod frame;
