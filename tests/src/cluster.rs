@@ -27,6 +27,8 @@ pub struct Options {
     pub worker_flags: Vec<String>,
     /// Whether gateways believe `?userId=`.
     pub insecure: bool,
+    /// Servers of the broker; everything on it has that many replicas.
+    pub servers: usize,
 }
 
 impl Default for Options {
@@ -37,6 +39,7 @@ impl Default for Options {
             gateway_flags: vec![],
             worker_flags: vec![],
             insecure: true,
+            servers: 1,
         }
     }
 }
@@ -59,6 +62,12 @@ impl Options {
     pub fn worker_flags(mut self, flags: &[&str]) -> Self {
         self.worker_flags.extend(flags.iter().map(ToString::to_string));
         self
+    }
+
+    /// With a broker of that many servers, and as many replicas.
+    #[must_use]
+    pub fn servers(self, servers: usize) -> Self {
+        Self { servers, ..self }.worker_flags(&["--replicas", &servers.to_string()])
     }
 
     /// With gateways that authenticate as the flags say.
@@ -101,8 +110,10 @@ pub struct Cluster {
     pub gateways: Vec<Member>,
     /// The workers.
     pub workers: Vec<Member>,
-    /// The broker.
+    /// The broker, or its first server.
     pub broker: Broker,
+    /// The broker's other servers.
+    pub peers: Vec<Broker>,
     /// The database.
     pub database: Database,
     pub(crate) options: Options,
@@ -123,9 +134,14 @@ impl Cluster {
     /// If a part does not start.
     pub async fn start_on(database: Database, options: Options) -> Result<Self> {
         traced();
-        let broker = Broker::start().await?;
+        let mut peers = match options.servers {
+            0 | 1 => vec![Broker::start().await?],
+            servers => Broker::start_cluster(servers).await?,
+        };
+        let broker = peers.remove(0);
         Store::connect(database.url(), 2).await?.migrate().await?;
-        let mut cluster = Self { gateways: vec![], workers: vec![], broker, database, options };
+        let mut cluster =
+            Self { gateways: vec![], workers: vec![], broker, peers, database, options };
         for _ in 0..cluster.options.workers {
             let worker = cluster.worker().await?;
             cluster.workers.push(worker);
@@ -179,7 +195,8 @@ impl Cluster {
 
     /// Where the broker is, as `--nats-url` takes it.
     pub fn nats_url(&self) -> String {
-        self.broker.url()
+        let servers = std::iter::once(&self.broker).chain(&self.peers);
+        servers.map(Broker::url).collect::<Vec<_>>().join(",")
     }
 
     /// The WebSocket URL of a gateway, by its index.
