@@ -31,6 +31,7 @@ mod deadletter;
 mod delivery;
 mod errors;
 mod hostile;
+mod presence;
 mod replicas;
 mod sessions;
 mod socket;

@@ -49,7 +49,11 @@ impl Gateways {
         fastrand::choice(urls.iter()).cloned().context("there is no gateway")
     }
 
-    async fn login(&self, user: &str) -> Result<Connection> {
+    /// Connects a user to any of them, trying for a while.
+    ///
+    /// # Errors
+    /// If it is not let in.
+    pub async fn login(&self, user: &str) -> Result<Connection> {
         let begin = Instant::now();
         loop {
             match Connection::login(&self.any()?, user).await {
@@ -60,7 +64,11 @@ impl Gateways {
         }
     }
 
-    async fn login_again(&self, user: &str, ended: &Ended) -> Result<Connection> {
+    /// Connects a user again whose session has ended, after the time that it was told to wait.
+    ///
+    /// # Errors
+    /// As [`Self::login`].
+    pub async fn login_again(&self, user: &str, ended: &Ended) -> Result<Connection> {
         sleep(hint(ended).unwrap_or(PAUSE)).await;
         self.login(user).await
     }
