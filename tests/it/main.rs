@@ -25,6 +25,7 @@ macro_rules! on_both {
     )*};
 }
 
+mod catchup;
 mod counts;
 mod cycle;
 mod deadletter;
