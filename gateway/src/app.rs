@@ -28,7 +28,7 @@ use crate::{
     publisher::Publisher,
     registry::Registry,
     routes,
-    session::Shared,
+    session::{self, Shared},
 };
 
 /// How long a publish waits for its confirmation.
@@ -67,7 +67,7 @@ pub async fn run(
     let log = EventLog::open(client.clone(), jetstream.clone(), topology).await?;
     let registry = Registry::new(client.clone(), gateway.clone(), config.limits.max_sessions);
     let presence = Presence::new(config.grace);
-    let leases = Leases::open(&jetstream, &gateway, config.lease, config.grace).await?;
+    let leases = Leases::open(&jetstream, &gateway, config.lease).await?;
     let cursors = Cursors::new();
     let flusher = cursors.clone();
     let flushed = tokio::spawn({
@@ -120,12 +120,17 @@ pub async fn run(
 
     stop.cancelled().await;
     tracing::info!(herald.sessions = registry.len(), "draining");
-    if let Err(error) = leases.drain().await {
+    // Its users come back elsewhere, the last of them that long after the last session has ended.
+    let come_back = session::RECONNECT_SPREAD + config.grace;
+    if let Err(error) = leases.drain(config.drain_timeout + come_back).await {
         tracing::warn!(%error, "the lease runs out by itself");
     }
     sessions.close();
     if tokio::time::timeout(config.drain_timeout, sessions.wait()).await.is_err() {
         tracing::warn!(herald.sessions = registry.len(), "sessions had to be cut");
+    }
+    if let Err(error) = leases.drain(come_back).await {
+        tracing::warn!(%error, "the lease runs out later than it could");
     }
     gone.cancel();
     tasks.close();

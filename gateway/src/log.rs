@@ -75,6 +75,8 @@ pub struct BucketKey {
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The most bytes read from a log at once.
 const MAX_BYTES: usize = 256 * 1024;
+/// The most events read from a log at once: far fewer than a subscription may hold.
+const MAX_EVENTS: usize = 1024;
 /// The most subjects of which the broker returns the last message at once (ADR-31).
 const MULTI_LAST: usize = 1024;
 
@@ -182,6 +184,7 @@ impl EventLog {
         after: EventId,
         limit: usize,
     ) -> Result<Fetched, Error> {
+        let limit = limit.min(MAX_EVENTS);
         let (subject, stream) =
             (self.topology.event_subject(user), self.topology.event_stream(user));
         // From the event itself on: its presence proves that nothing after it was dropped.
@@ -338,12 +341,20 @@ impl EventLog {
             .publish_with_reply(api, inbox, body.into())
             .await
             .map_err(Error::broker(WHAT))?;
-        let mut found = Vec::new();
+        let mut found: Vec<Stored> = Vec::new();
         loop {
             let answer = tokio::time::timeout(PATIENCE, answers.next())
                 .await
                 .map_err(|_| Error::Silent(WHAT))?;
             let Some(answer) = answer else { return Err(Error::Silent(WHAT)) };
+            // Each message names the one before it, and the end the last one: nothing is left out unnoticed.
+            let before = answer.headers.as_ref().and_then(|headers| {
+                header::number(headers, async_nats::header::NATS_LAST_SEQUENCE)
+            });
+            let last = found.last().map_or(0, |last| last.sequence);
+            if before.is_some_and(|before| before != last) {
+                return Err(Error::broker(WHAT)("a part of the answer was lost"));
+            }
             match answer.status {
                 None | Some(StatusCode::OK) => found.push(stored(answer)?),
                 // End of batch, and nothing found.

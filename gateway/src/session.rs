@@ -1,7 +1,10 @@
 //! One client's session: a task that owns the socket, the ack window and the cursor. Its rules are in [`state`]; here
 //! is what they act on.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures::future::OptionFuture;
 use herald_proto::{
@@ -88,8 +91,8 @@ struct Session<S> {
     is_present: bool,
 }
 
-/// The longest hint after which a client of a restarting gateway reconnects, in milliseconds: spreads them.
-const RECONNECT_SPREAD: u64 = 5000;
+/// The longest hint after which a client of a restarting gateway reconnects: spreads them.
+pub const RECONNECT_SPREAD: Duration = Duration::from_secs(5);
 
 /// Begins to serve a client, until it goes or has to.
 ///
@@ -173,7 +176,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                     Step::Close(code, reason) => return Some((code, reason)),
                 }
             }
-            let next_tick = self.state.next_tick(now());
+            let next_tick = self.state.next_tick();
             tokio::select! {
                 message = self.socket.next() => match message {
                     Ok(message) => self.message(message, &mut out)?,
@@ -190,7 +193,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                         Ok(fetched) => self.state.fetched(fetched, now_ms(), now(), &mut out),
                         Err(error) => {
                             tracing::warn!(%error, "a log can't be read, trying again");
-                            self.state.not_fetched();
+                            self.state.not_fetched(now());
                         }
                     }
                 }
@@ -312,7 +315,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         drop(self.seat);
         if let Some((code, mut reason)) = closing {
             if code == CloseCode::ServiceRestart {
-                reason = format!("{{\"retryAfter\":{}}}", fastrand::u64(0..RECONNECT_SPREAD));
+                let hint = RECONNECT_SPREAD.mul_f64(fastrand::f64()).as_millis();
+                reason = format!("{{\"retryAfter\":{hint}}}");
             }
             tracing::debug!(herald.close_code = code.code(), %reason, "a session is closed");
             self.socket.close(code, &reason).await;

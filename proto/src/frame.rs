@@ -4,7 +4,7 @@
 //! its user's log without `id` and `prev`, which only the log knows: [`with_id`] puts them in on the way out.
 
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
+use serde_json::{Value, value::RawValue};
 
 use crate::{
     Error, EventId, RequestId, UserId,
@@ -172,7 +172,13 @@ impl Envelope<'_> {
     }
 }
 
+/// How deep a `meta` may be nested. Far below what a parser takes: whoever wraps an accepted frame adds levels of its own.
+const MAX_META_DEPTH: usize = 32;
+
 fn check_content(new: &New) -> Result<(), &'static str> {
+    if new.attachments.iter().any(|attachment| !is_shallow(attachment.meta.values(), 1)) {
+        return Err("attachments: meta must not be nested deeper than 32 levels");
+    }
     match &new.message {
         Some(text) if text.contains('\0') => Err("message: must not hold the character U+0000"),
         None if new.attachments.is_empty() => Err("message: needs a text or attachments"),
@@ -181,6 +187,16 @@ fn check_content(new: &New) -> Result<(), &'static str> {
         }
         _ => Ok(()),
     }
+}
+
+/// Whether values at that depth, and all that is in them, lie within the limit. Recursion is bounded by the limit.
+fn is_shallow<'a>(mut values: impl Iterator<Item = &'a Value>, depth: usize) -> bool {
+    depth <= MAX_META_DEPTH
+        && values.all(|value| match value {
+            Value::Array(values) => is_shallow(values.iter(), depth + 1),
+            Value::Object(values) => is_shallow(values.values(), depth + 1),
+            _ => true,
+        })
 }
 
 fn request_id(raw: &RawValue) -> Option<RequestId> {
@@ -362,5 +378,7 @@ pub fn with_id(body: &str, id: EventId, prev: EventId) -> Option<String> {
     Some(format!("{{\"id\":{id},\"prev\":{prev},{rest}"))
 }
 
+#[cfg(test)]
+mod fuzz;
 #[cfg(test)]
 mod tests;

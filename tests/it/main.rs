@@ -25,11 +25,15 @@ macro_rules! on_both {
     )*};
 }
 
+mod catchup;
 mod counts;
 mod cycle;
+mod deadletter;
 mod delivery;
 mod errors;
 mod hostile;
+mod presence;
+mod replicas;
 mod rewound;
 mod sessions;
 mod socket;

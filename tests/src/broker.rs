@@ -22,6 +22,8 @@ use crate::{
     tools,
 };
 
+mod servers;
+
 /// How long a server may take to be ready.
 const START: Duration = Duration::from_secs(30);
 /// How many ports are tried before giving up.
@@ -34,6 +36,8 @@ pub struct Broker {
     process: Process,
     program: Program,
     port: u16,
+    /// Where it tells how it is; only servers of a cluster do.
+    monitor: Option<SocketAddr>,
     data_dir: PathBuf,
     _scratch: Option<TempDir>,
 }
@@ -54,7 +58,8 @@ impl Broker {
                 .scratch(&data_dir);
             match run(&program, port, &data_dir).await {
                 Ok(process) => {
-                    return Ok(Self { process, program, port, data_dir, _scratch: Some(scratch) });
+                    let (monitor, _scratch) = (None, Some(scratch));
+                    return Ok(Self { process, program, port, monitor, data_dir, _scratch });
                 }
                 // Someone took the port between our look and the server's bind.
                 Err(error) if !port::is_free(port) => last = Some(error),
@@ -71,7 +76,8 @@ impl Broker {
     pub async fn start_at(port: u16, data_dir: &Path) -> Result<Self> {
         let program = program(port, data_dir, &data_dir.join("nats-server.log")).await?;
         let process = run(&program, port, data_dir).await?;
-        Ok(Self { process, program, port, data_dir: data_dir.to_owned(), _scratch: None })
+        let data_dir = data_dir.to_owned();
+        Ok(Self { process, program, port, monitor: None, data_dir, _scratch: None })
     }
 
     /// Where clients connect.
@@ -82,6 +88,11 @@ impl Broker {
     /// Where clients connect, for a proxy.
     pub fn address(&self) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, self.port).into()
+    }
+
+    /// What it is called in a cluster.
+    pub fn name(&self) -> String {
+        name(&self.data_dir)
     }
 
     /// Where the store, the configuration and the log lie.
@@ -115,14 +126,15 @@ impl Broker {
         self.process.shut_down(Duration::from_secs(10)).await.map(drop)
     }
 
-    /// Starts the server again on the same port and the same store; kills it first if it runs.
+    /// Starts the server again on the same port and the same store; kills it first if it runs. One of a cluster has
+    /// caught up with the others then.
     ///
     /// # Errors
     /// If it does not come up again.
     pub async fn restart(&mut self) -> Result<()> {
         self.process.kill().await?;
         self.process = run(&self.program, self.port, &self.data_dir).await?;
-        Ok(())
+        self.healthy().await
     }
 }
 
@@ -131,10 +143,11 @@ impl Broker {
 /// # Errors
 /// If there is no `nats-server`, or the folder can't be written.
 pub async fn program(port: u16, data_dir: &Path, log: &Path) -> Result<Program> {
-    fs::create_dir_all(data_dir)
-        .with_context(|| format!("making the folder {}", data_dir.display()))?;
-    // JSON is valid in this format, and takes care of odd characters in paths.
-    let config = serde_json::json!({
+    program_with(config(port, data_dir), data_dir, log).await
+}
+
+fn config(port: u16, data_dir: &Path) -> Value {
+    serde_json::json!({
         "server_name": name(data_dir),
         "host": Ipv4Addr::LOCALHOST,
         "port": port,
@@ -143,7 +156,13 @@ pub async fn program(port: u16, data_dir: &Path, log: &Path) -> Result<Program> 
             "max_memory_store": 2_u64 << 30,
             "max_file_store": 64_u64 << 30,
         },
-    });
+    })
+}
+
+async fn program_with(config: Value, data_dir: &Path, log: &Path) -> Result<Program> {
+    fs::create_dir_all(data_dir)
+        .with_context(|| format!("making the folder {}", data_dir.display()))?;
+    // JSON is valid in this format, and takes care of odd characters in paths.
     let file = data_dir.join("nats-server.conf");
     fs::write(&file, format!("{config:#}"))
         .with_context(|| format!("writing {}", file.display()))?;

@@ -27,6 +27,8 @@ pub struct Options {
     pub worker_flags: Vec<String>,
     /// Whether gateways believe `?userId=`.
     pub insecure: bool,
+    /// Servers of the broker; everything on it has that many replicas.
+    pub servers: usize,
 }
 
 impl Default for Options {
@@ -37,6 +39,7 @@ impl Default for Options {
             gateway_flags: vec![],
             worker_flags: vec![],
             insecure: true,
+            servers: 1,
         }
     }
 }
@@ -59,6 +62,12 @@ impl Options {
     pub fn worker_flags(mut self, flags: &[&str]) -> Self {
         self.worker_flags.extend(flags.iter().map(ToString::to_string));
         self
+    }
+
+    /// With a broker of that many servers, and as many replicas.
+    #[must_use]
+    pub fn servers(self, servers: usize) -> Self {
+        Self { servers, ..self }.worker_flags(&["--replicas", &servers.to_string()])
     }
 
     /// With gateways that authenticate as the flags say.
@@ -109,11 +118,13 @@ pub struct Cluster {
     pub gateways: Vec<Member>,
     /// The workers.
     pub workers: Vec<Member>,
-    /// The broker.
+    /// The broker, or its first server.
     pub broker: Broker,
+    /// The broker's other servers.
+    pub peers: Vec<Broker>,
     /// The database.
     pub database: Database,
-    options: Options,
+    pub(crate) options: Options,
 }
 
 impl Cluster {
@@ -131,9 +142,14 @@ impl Cluster {
     /// If a part does not start.
     pub async fn start_on(database: Database, options: Options) -> Result<Self> {
         traced();
-        let broker = Broker::start().await?;
+        let mut peers = match options.servers {
+            0 | 1 => vec![Broker::start().await?],
+            servers => Broker::start_cluster(servers).await?,
+        };
+        let broker = peers.remove(0);
         Store::connect(database.url(), 2).await?.migrate().await?;
-        let mut cluster = Self { gateways: vec![], workers: vec![], broker, database, options };
+        let mut cluster =
+            Self { gateways: vec![], workers: vec![], broker, peers, database, options };
         for _ in 0..cluster.options.workers {
             let worker = cluster.worker().await?;
             cluster.workers.push(worker);
@@ -182,7 +198,13 @@ impl Cluster {
     }
 
     fn flags(&self, program: &str) -> Vec<String> {
-        vec![program.into(), "--nats-url".into(), self.broker.url()]
+        vec![program.into(), "--nats-url".into(), self.nats_url()]
+    }
+
+    /// Where the broker is, as `--nats-url` takes it.
+    pub fn nats_url(&self) -> String {
+        let servers = std::iter::once(&self.broker).chain(&self.peers);
+        servers.map(Broker::url).collect::<Vec<_>>().join(",")
     }
 
     /// The WebSocket URL of a gateway, by its index.
@@ -232,8 +254,8 @@ impl Cluster {
     /// # Errors
     /// If there is no such gateway.
     pub fn user_url(&self, gateway: usize, user: &str, device: &str) -> Result<String> {
-        let (user, device) = (percent(user), percent(device));
-        Ok(format!("{}?userId={user}&deviceId={device}", self.url(gateway)?))
+        let gateway = self.gateways.get(gateway).context("no such gateway")?;
+        Ok(user_url(gateway.address, user, device))
     }
 
     /// A folder for the test's own files, removed with the cluster.
@@ -265,6 +287,11 @@ async fn ready(member: Member) -> Result<Member> {
         ready = eventually("a member is ready", READY, async || http::ready(address).await) => ready?,
     }
     Ok(Member { address, stop, task })
+}
+
+/// The URL for a user's device on the gateway at that address in insecure mode.
+pub fn user_url(gateway: SocketAddr, user: &str, device: &str) -> String {
+    format!("ws://{gateway}/ws?userId={}&deviceId={}", percent(user), percent(device))
 }
 
 /// Every byte that is not a letter or digit as `%XX`.

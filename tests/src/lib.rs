@@ -5,6 +5,7 @@
 //! with the value that stands for it, and also if this process dies without a word.
 
 pub mod broker;
+pub mod child;
 pub mod client;
 pub mod cluster;
 pub mod database;
@@ -12,6 +13,7 @@ pub mod eventually;
 pub mod http;
 pub mod load;
 pub mod owner;
+pub mod pair;
 pub mod port;
 pub mod postgres;
 pub mod process;
@@ -20,10 +22,12 @@ pub mod supervise;
 pub mod tools;
 
 pub use broker::Broker;
+pub use child::Child;
 pub use client::Client;
 pub use cluster::{Cluster, Options};
 pub use database::{Backend, Database};
 pub use eventually::eventually;
+pub use pair::{Gateways, Pair};
 pub use postgres::PostgresServer;
 pub use process::{Process, Program};
 pub use program::Binaries;

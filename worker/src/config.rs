@@ -36,6 +36,46 @@ pub enum Command {
     Run(Box<Config>),
     /// Bring the database's schema up to date, then exit.
     Migrate(DatabaseArgs),
+    /// Look at frames that could not be applied, and try them again.
+    #[command(subcommand)]
+    Deadletter(Deadletter),
+}
+
+/// What to do with dead letters.
+#[derive(Debug, Subcommand)]
+pub enum Deadletter {
+    /// List them, oldest first: sequence, partition, time, reason, the frame's subject, its size in bytes.
+    List(ListArgs),
+    /// Publish their frames again, as fresh ones, and drop the letters; prints the sequence of each.
+    Requeue(RequeueArgs),
+}
+
+/// All of `deadletter list`'s flags.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// The broker.
+    #[command(flatten)]
+    pub broker: BrokerArgs,
+    /// One JSON object a line.
+    #[arg(long)]
+    pub json: bool,
+    /// The frames themselves too: they hold what users write.
+    #[arg(long)]
+    pub body: bool,
+}
+
+/// All of `deadletter requeue`'s flags.
+#[derive(Debug, Args)]
+pub struct RequeueArgs {
+    /// The broker.
+    #[command(flatten)]
+    pub broker: BrokerArgs,
+    /// The letters' sequences, as `deadletter list` shows them.
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    pub sequences: Vec<u64>,
+    /// All that there are now.
+    #[arg(long)]
+    pub all: bool,
 }
 
 /// Where the database is.

@@ -12,6 +12,7 @@ pub mod app;
 pub mod chats;
 pub mod config;
 pub mod contacts;
+pub mod deadletter;
 pub mod error;
 pub mod events;
 pub mod failpoint;

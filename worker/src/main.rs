@@ -6,7 +6,7 @@ use herald_proto::{signal, telemetry};
 use herald_worker::{
     app,
     config::{Cli, Command, LogFormat},
-    failpoint,
+    deadletter, failpoint,
     store::Store,
 };
 use tokio::net::TcpListener;
@@ -39,5 +39,6 @@ async fn main() -> anyhow::Result<()> {
             tracing::info!("the schema is up to date");
             Ok(())
         }
+        Command::Deadletter(command) => deadletter::run(command).await,
     }
 }

@@ -60,11 +60,19 @@ pub async fn ensure(jetstream: &Context, config: &Config) -> Result<Topology, Er
     Ok(topology)
 }
 
-/// What the service runs with, or what it will: the stored topology, if there is one, must be what the flags ask for.
-async fn agree(jetstream: &Context, config: &Config) -> Result<Topology, Error> {
+/// The topology that a first worker has written, if one has.
+///
+/// # Errors
+/// If the broker fails.
+pub async fn current(jetstream: &Context) -> Result<Option<Topology>, Error> {
     let bucket =
         jetstream.get_key_value(subject::TOPOLOGY).await.map_err(Error::broker("open TOPOLOGY"))?;
-    let stored = stored(&bucket).await?;
+    stored(&bucket).await
+}
+
+/// What the service runs with, or what it will: the stored topology, if there is one, must be what the flags ask for.
+async fn agree(jetstream: &Context, config: &Config) -> Result<Topology, Error> {
+    let stored = current(jetstream).await?;
     let base = stored.unwrap_or(DEFAULT);
     let asked = Topology {
         partitions: config.partitions.unwrap_or(base.partitions),

@@ -26,6 +26,8 @@ pub struct Feed {
     fetching: bool,
     /// Whether the log may hold events after `tail` that were not offered live.
     behind: bool,
+    /// When the log is read again, after a read has failed: not before, whatever comes in meanwhile, and not later.
+    retry_at: Option<Instant>,
 }
 
 /// How long to wait before a log that could not be read is read again.
@@ -41,6 +43,7 @@ impl Feed {
             seen: cursor,
             fetching: false,
             behind: true,
+            retry_at: None,
         }
     }
 
@@ -124,21 +127,22 @@ impl Feed {
     }
 
     /// Reading the log has failed.
-    pub fn not_fetched(&mut self) {
+    pub fn not_fetched(&mut self, now: Instant) {
         self.fetching = false;
         self.behind = true;
+        self.retry_at = Some(now + RETRY);
     }
 
     /// Sends again what was not acked for `ack_wait`, and reads a log again that could not be read.
     pub fn tick(&mut self, now: Instant, ack_wait: Duration, out: &mut Vec<Output>) {
         out.extend(self.window.take_due(now, ack_wait).into_iter().map(Output::Send));
+        self.retry_at = self.retry_at.filter(|at| *at > now);
         self.fetch_if_due(out);
     }
 
     /// When [`tick`](Self::tick) has something to do.
-    pub fn next_tick(&self, now: Instant, ack_wait: Duration) -> Option<Instant> {
-        let retry = self.is_fetch_due().then_some(now + RETRY);
-        [self.window.next_due(ack_wait), retry].into_iter().flatten().min()
+    pub fn next_tick(&self, ack_wait: Duration) -> Option<Instant> {
+        [self.window.next_due(ack_wait), self.retry_at].into_iter().flatten().min()
     }
 
     fn deliver(&mut self, id: EventId, body: &[u8], now: Instant, out: &mut Vec<Output>) {
@@ -160,7 +164,7 @@ impl Feed {
     }
 
     fn is_fetch_due(&self) -> bool {
-        self.behind && !self.fetching && self.window.is_half_free()
+        self.behind && !self.fetching && self.retry_at.is_none() && self.window.is_half_free()
     }
 
     fn fetch_if_due(&mut self, out: &mut Vec<Output>) {

@@ -236,9 +236,9 @@ impl State {
         }
     }
 
-    /// Reading the log has failed; it is tried again with the next tick.
-    pub fn not_fetched(&mut self) {
-        self.feed.not_fetched();
+    /// Reading the log has failed; it is tried again after a while.
+    pub fn not_fetched(&mut self, now: Instant) {
+        self.feed.not_fetched(now);
     }
 
     /// The gateway is stopping: open requests are finished, then the session ends.
@@ -247,10 +247,12 @@ impl State {
         self.close_if_drained(out);
     }
 
-    fn close_if_drained(&self, out: &mut Vec<Output>) {
-        if self.draining && self.open.is_empty() {
+    fn close_if_drained(&self, out: &mut Vec<Output>) -> bool {
+        let is_drained = self.draining && self.open.is_empty();
+        if is_drained {
             out.push(Output::Close(CloseCode::ServiceRestart, String::new()));
         }
+        is_drained
     }
 
     /// Time has passed.
@@ -270,7 +272,9 @@ impl State {
         while let Some((_, id)) = self.open.pop_front_if(|(deadline, _)| *deadline <= now) {
             let error = Error::unavailable("the request was not answered in time", RETRY_AFTER);
             answer(Some(text_of(&id)), clock, Answer::Failed(error), out);
-            self.close_if_drained(out);
+        }
+        if self.close_if_drained(out) {
+            return;
         }
         self.feed.tick(now, self.limits.ack_wait, out);
         if self.cursor_due.is_some_and(|at| at <= now) {
@@ -291,20 +295,19 @@ impl State {
         self.pinged_at.is_none().then_some(self.heard_at + self.limits.ping_interval)
     }
 
-    /// When [`tick`](Self::tick) has something to do.
-    pub fn next_tick(&self, now: Instant) -> Instant {
+    /// When [`tick`](Self::tick) has something to do. Does not depend on when it is asked: what comes in more often than
+    /// that puts nothing off.
+    pub fn next_tick(&self) -> Instant {
         [
-            Some(self.heard_at + self.limits.idle_timeout),
             self.ping_due(),
             self.expires_at,
             self.open.front().map(|(deadline, _)| *deadline),
-            self.feed.next_tick(now, self.limits.ack_wait),
+            self.feed.next_tick(self.limits.ack_wait),
             self.cursor_due,
         ]
         .into_iter()
         .flatten()
-        .min()
-        .unwrap_or(now + self.limits.ping_interval)
+        .fold(self.heard_at + self.limits.idle_timeout, Instant::min)
     }
 }
 
@@ -339,5 +342,7 @@ fn text_of(id: &RequestId) -> String {
     id.as_str().to_owned()
 }
 
+#[cfg(test)]
+mod fuzz;
 #[cfg(test)]
 mod tests;

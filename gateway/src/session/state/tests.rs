@@ -151,9 +151,15 @@ fn a_log_that_can_not_be_read_is_read_again() {
     let mut test = Test::new(&[]);
     test.live(20, 15);
     test.take();
-    test.state.not_fetched();
-    assert!(test.state.next_tick(test.now) <= test.now + Duration::from_secs(1));
-    test.pass(Duration::from_secs(1));
+    test.state.not_fetched(test.now);
+    let due = test.now + Duration::from_secs(1);
+    assert_eq!(test.state.next_tick(), due);
+    test.now += Duration::from_millis(500);
+    test.live(21, 20);
+    test.request("a chatty client");
+    assert!(matches!(test.take().as_slice(), [Output::Publish { .. }]), "not before its time");
+    assert_eq!(test.state.next_tick(), due, "nor later");
+    test.pass(Duration::from_millis(500));
     assert!(matches!(test.take().as_slice(), [Output::Fetch { after: EventId(10), .. }]));
 }
 
@@ -295,7 +301,7 @@ proptest! {
         let (mut log, mut first_sent) = (vec![10_u64], vec![10_u64]);
         let mut fetching = None;
         let mut acked = std::collections::HashSet::new();
-        let drained = std::iter::repeat_n(Step::Tail, 1).chain(
+        let drained = [Step::Tail, Step::Pass(1)].into_iter().chain(
             (0..400).flat_map(|n| [Step::Fetched(5), Step::Ack(n), Step::Pass(1)]));
         for step in steps.into_iter().chain(drained) {
             match step {
@@ -320,7 +326,7 @@ proptest! {
                     let some = &found[..found.len().min(most).min(limit)];
                     test.fetched(some, found.len() > some.len());
                 },
-                Step::FetchFails => if fetching.take().is_some() { test.state.not_fetched() },
+                Step::FetchFails => if fetching.take().is_some() { test.state.not_fetched(test.now) },
                 Step::Pass(seconds) => test.pass(Duration::from_secs(seconds.min(14))),
                 Step::Text(text) => test.state.text(&text, CLOCK, test.now, &mut test.out),
                 Step::Tail => { let last = *log.last().unwrap(); test.state.tail(EventId(last), &mut test.out) }

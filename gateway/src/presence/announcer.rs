@@ -1,0 +1,238 @@
+//! Announces in the broker who is here, tells contacts when that changes, and clears up after gateways that died.
+
+use std::{sync::Arc, time::Duration};
+
+use async_nats::jetstream::{Context, kv};
+use futures::StreamExt;
+use herald_proto::{
+    UserId,
+    clock::now_ms,
+    frame::{Event, EventBody},
+    payload, subject,
+    wire::Signal,
+};
+use serde_json::value::to_raw_value;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use super::{Due, Presence};
+use crate::{contacts::Contacts, error::Error, leases::Leases, log::EventLog};
+
+/// Keeps announcements true.
+pub struct Announcer {
+    /// What sessions tell.
+    pub presence: Presence,
+    /// The connection, for telling contacts.
+    pub client: async_nats::Client,
+    /// This gateway's name.
+    pub gateway: Arc<str>,
+    /// The bucket of sessions.
+    pub sessions: kv::Store,
+    /// For reading the bucket.
+    pub log: EventLog,
+    /// Whom to tell.
+    pub contacts: Contacts,
+    /// The gateways' leases.
+    pub leases: Leases,
+}
+
+/// Users looked after at the same time.
+const AT_ONCE: usize = 32;
+/// How often those who are about to leave are looked at.
+const TICK: Duration = Duration::from_millis(100);
+/// How long the mark of a removed key stays, for gateways to compare revisions.
+const MARK_TTL: Duration = Duration::from_secs(60);
+
+impl Announcer {
+    /// Opens the bucket.
+    ///
+    /// # Errors
+    /// If it is missing.
+    pub async fn bucket(jetstream: &Context) -> Result<kv::Store, Error> {
+        jetstream.get_key_value(subject::SESSIONS).await.map_err(Error::broker("open SESSIONS"))
+    }
+
+    /// Announces until told to stop. Then nobody goes offline any more: a draining gateway's users are about to come back
+    /// elsewhere, their keys stay, and peers remove those who don't.
+    pub async fn run(self, stop: CancellationToken) {
+        // Side by side: however much one of them has to do, the lease is renewed in time.
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.leases.keep() => {}
+            () = self.announce() => {}
+            () = self.clear_up() => {}
+        }
+    }
+
+    async fn announce(&self) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = self.presence.changed.notified() => {}
+                _ = tick.tick() => {}
+            }
+            if self.leases.has_lapsed() {
+                tracing::warn!("this gateway's lease had run out, its users are looked at again");
+                self.presence.doubt_all();
+            }
+            let changed = self.presence.take_changed();
+            futures::stream::iter(changed)
+                .for_each_concurrent(AT_ONCE, async |user| {
+                    if let Err(error) = self.reconcile(&user).await {
+                        tracing::warn!(%error, "presence can't be announced, trying again");
+                        self.presence.again(user);
+                    }
+                })
+                .await;
+        }
+    }
+
+    /// Removes what dead gateways have left.
+    async fn clear_up(&self) {
+        let mut tick = tokio::time::interval(self.leases.interval());
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            let expired = self.leases.expired().await.unwrap_or_else(|error| {
+                tracing::warn!(%error, "can't tell which gateways are gone, trying again");
+                Vec::new()
+            });
+            for gateway in expired {
+                if let Err(error) = self.reap(&gateway).await {
+                    tracing::warn!(%error, herald.gateway = gateway, "can't clear up after a dead gateway, trying again");
+                }
+            }
+        }
+    }
+
+    async fn reconcile(&self, user: &UserId) -> Result<(), Error> {
+        let key = subject::session_key(user, &self.gateway);
+        match self.presence.due(user) {
+            Due::Announce => {
+                let put = self.sessions.put(&key, bytes::Bytes::new()).await;
+                let revision = put.map_err(Error::broker("announce a user"))?;
+                self.presence.announced(user, Some(revision));
+                let is_first = !self
+                    .keys_of(user)
+                    .await?
+                    .iter()
+                    .any(|key| !key.is_removed && key.revision < revision);
+                if is_first {
+                    self.tell(user, EventBody::Online(payload::Presence { user_id: user.clone() }));
+                }
+            }
+            Due::Confirm(revision) => {
+                match self.sessions.update(&key, bytes::Bytes::new(), revision).await {
+                    // It stood all the time: nobody was told anything.
+                    Ok(revision) => self.presence.announced(user, Some(revision)),
+                    Err(error) if error.kind() == kv::UpdateErrorKind::WrongLastRevision => {
+                        self.presence.announced(user, None);
+                    }
+                    Err(error) => return Err(Error::broker("confirm a user")(error)),
+                }
+            }
+            Due::Withdraw(revision) => {
+                let removed = self.remove(&key, revision).await?;
+                self.presence.announced(user, None);
+                self.presence.forget(user);
+                if let Some(mark) = removed {
+                    self.tell_if_gone(user, mark).await?;
+                }
+            }
+            Due::Forget => self.presence.forget(user),
+            Due::Nothing => {}
+        }
+        Ok(())
+    }
+
+    /// Removes a key if it still stands at `revision`; returns the revision of its removal, or `None` if another
+    /// gateway was first.
+    async fn remove(&self, key: &str, revision: u64) -> Result<Option<u64>, Error> {
+        match self.sessions.purge_expect_revision_with_ttl(key, revision, MARK_TTL).await {
+            Ok(()) => {}
+            Err(error) => {
+                let entry = self
+                    .sessions
+                    .entry(key)
+                    .await
+                    .map_err(Error::broker("read a session's key"))?;
+                let is_mine = entry.is_some_and(|entry| entry.revision == revision);
+                return if is_mine {
+                    Err(Error::broker("withdraw a user")(error))
+                } else {
+                    Ok(None)
+                };
+            }
+        }
+        let marks = self.log.last_of_bucket(subject::SESSIONS, &[key.to_owned()]).await?;
+        // The mark is the newest thing under the key, unless the user has just come back: then nobody is gone.
+        Ok(marks.first().filter(|mark| mark.is_removed).map(|mark| mark.revision))
+    }
+
+    /// Tells the contacts unless the user is online elsewhere, or another gateway was later and tells them.
+    async fn tell_if_gone(&self, user: &UserId, mark: u64) -> Result<(), Error> {
+        let is_gone =
+            self.keys_of(user).await?.iter().all(|key| key.is_removed && key.revision <= mark);
+        if is_gone {
+            self.tell(user, EventBody::Offline(payload::Presence { user_id: user.clone() }));
+        }
+        Ok(())
+    }
+
+    async fn keys_of(&self, user: &UserId) -> Result<Vec<crate::log::BucketKey>, Error> {
+        self.log.last_of_bucket(subject::SESSIONS, &[subject::sessions_of_user(user)]).await
+    }
+
+    /// Tells the contacts behind the announcer's back: a slow look-up holds nobody up.
+    fn tell(&self, user: &UserId, body: EventBody) {
+        let (client, contacts, user) = (self.client.clone(), self.contacts.clone(), user.clone());
+        tokio::spawn(async move {
+            let Ok(frame) = to_raw_value(&Event::new(now_ms(), body)) else { return };
+            let Ok(signal) = serde_json::to_vec(&Signal::Frame(frame)) else { return };
+            let signal = bytes::Bytes::from(signal);
+            let contacts = contacts.of(&user).await;
+            tracing::debug!(
+                herald.contacts = contacts.len(),
+                "a user came or went, its contacts are told"
+            );
+            for contact in contacts {
+                if let Err(error) = client.publish(subject::live(&contact), signal.clone()).await {
+                    tracing::warn!(%error, "a presence event was lost");
+                }
+            }
+        });
+    }
+
+    /// Removes a dead gateway's keys. Several gateways may try at once: each key is removed by one of them.
+    async fn reap(&self, gateway: &str) -> Result<(), Error> {
+        let keys =
+            self.log.keys_of_bucket(&self.sessions, &subject::sessions_of_gateway(gateway)).await?;
+        let alive: Vec<_> = keys.into_iter().filter(|key| !key.is_removed).collect();
+        tracing::warn!(
+            herald.gateway = gateway,
+            herald.users = alive.len(),
+            "a gateway is gone, its users go offline"
+        );
+        let failed = std::sync::atomic::AtomicBool::new(false);
+        futures::stream::iter(alive)
+            .for_each_concurrent(AT_ONCE, async |key| {
+                let Some((user, _)) = subject::parse_session_key(&key.key) else { return };
+                let result = async {
+                    match self.remove(&key.key, key.revision).await? {
+                        Some(mark) => self.tell_if_gone(&user, mark).await,
+                        None => Ok(()),
+                    }
+                };
+                if let Err(error) = result.await {
+                    tracing::warn!(%error, "a dead gateway's user can't be removed, trying again");
+                    failed.store(true, std::sync::atomic::Ordering::Relaxed);
+                }
+            })
+            .await;
+        if !failed.into_inner() {
+            self.leases.remove(gateway).await?;
+        }
+        Ok(())
+    }
+}

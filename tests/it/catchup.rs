@@ -1,0 +1,174 @@
+//! A device that was away for long, or does not read, gets all its events in order, and costs nobody anything.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use async_nats::jetstream::{self, Context, message::PublishMessage};
+use herald_proto::{UserId, subject};
+use herald_tests::{
+    Backend, Child, Cluster, Gateways, Options, Pair,
+    load::{
+        connection::{Connection, Ended},
+        usage::Watched,
+        wire::{self, Frame, Id},
+    },
+};
+use serde_json::json;
+
+/// How long everything together may take at most: far longer than it does.
+const GENEROUS: Duration = Duration::from_secs(120);
+const MIB: u64 = 1 << 20;
+
+fn failed(ended: Ended) -> anyhow::Error {
+    anyhow::anyhow!(ended.0)
+}
+
+/// A gateway in a process of its own, and a way to put events into logs without any frames.
+async fn gateway(flags: &[&str]) -> Result<(Cluster, Child, Context)> {
+    let cluster = Cluster::start(Backend::Sqlite, Options::of(0, 1)).await?;
+    let gateway = cluster.gateway_process("gateway", flags).await?;
+    let broker = jetstream::new(async_nats::connect(cluster.broker.url()).await?);
+    Ok((cluster, gateway, broker))
+}
+
+/// Puts `count` events with bodies of about `size` bytes into a user's log: messages 1, 2, 3 … of one chat.
+async fn fill(broker: &Context, user: &str, count: u64, size: usize) -> Result<()> {
+    let subject = subject::event(0, &UserId::new(user)?);
+    let message = "x".repeat(size);
+    let mut unconfirmed = VecDeque::new();
+    for n in 1..=count {
+        let event = json!({"type": "event", "timestamp": 1, "eventType": "new", "payload": {"chatId": "peer",
+            "messageId": n, "clientMessageId": n.to_string(), "message": message, "missed": n}});
+        let message = PublishMessage::build().payload(event.to_string().into());
+        unconfirmed.push_back(broker.send_publish(subject.clone(), message).await?);
+        if unconfirmed.len() > 500
+            && let Some(oldest) = unconfirmed.pop_front()
+        {
+            oldest.await?;
+        }
+    }
+    for confirmation in unconfirmed {
+        confirmation.await?;
+    }
+    Ok(())
+}
+
+/// Takes and acks events until message `last`, each after the one before it; `look` sees each message's number.
+async fn drain(
+    connection: &mut Connection,
+    last: u64,
+    mut look: impl FnMut(u64) -> Result<()>,
+) -> Result<()> {
+    let (mut batch, mut acks) = (Vec::new(), Vec::new());
+    let (mut taken, mut prev) = (0, None);
+    let take = async {
+        while taken < last {
+            connection.receive(&mut batch).await.map_err(failed)?;
+            for text in batch.drain(..) {
+                let frame: Frame<'_> = serde_json::from_str(&text)?;
+                let Id::Number(id) = frame.id else { continue };
+                acks.push(wire::ack(id));
+                if prev.is_some_and(|prev| id <= prev) {
+                    continue;
+                }
+                ensure!(prev.is_none() || frame.prev == prev, "after {prev:?}: {text:.200}");
+                taken += 1;
+                ensure!(frame.payload.message_id == Some(taken), "{taken}: {text:.200}");
+                prev = Some(id);
+                look(taken)?;
+            }
+            connection.send(&mut acks).await.map_err(failed)?;
+        }
+        Ok(())
+    };
+    let taken = tokio::time::timeout(GENEROUS, take).await;
+    taken.context("not all events came in time")?
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_thousand_pending_events_come_in_order_and_the_gateways_memory_stays_flat()
+-> Result<()> {
+    const EVENTS: u64 = 100_000;
+    const SIZE: usize = 1000;
+    let (_cluster, gateway, broker) = gateway(&[]).await?;
+    let url = format!("ws://{}/ws", gateway.address);
+    // Its place in the log is before them all.
+    Connection::login(&url, "away").await?.close().await;
+    fill(&broker, "away", EVENTS, SIZE).await?;
+    let process = Watched::new("gateway", gateway.process.pid());
+    let before = process.usage()?.memory;
+    let mut device = Connection::login(&url, "away").await?;
+    let (began_at, mut memory) = (Instant::now(), Vec::new());
+    drain(&mut device, EVENTS, |taken| {
+        if taken % 1000 == 0 {
+            memory.push(process.usage()?.memory);
+        }
+        Ok(())
+    })
+    .await?;
+    let most = memory.iter().max().copied().unwrap_or_default();
+    println!(
+        "{EVENTS} events of {SIZE} bytes caught up in {:?}: {:.1} MiB resident before, {:.1} MiB at most",
+        began_at.elapsed(),
+        before as f64 / MIB as f64,
+        most as f64 / MIB as f64,
+    );
+    let all = EVENTS * u64::try_from(SIZE)?;
+    ensure!(most < before + all / 4, "the gateway has grown from {before} to {most} bytes");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_does_not_read_is_closed_costs_others_nothing_and_gets_its_events_later()
+-> Result<()> {
+    let flags = ["--ping-interval", "500ms", "--idle-timeout", "2s", "--write-timeout", "1s"];
+    // So much unacked that the system's buffers can't take it.
+    let window = ["--window", "2000", "--window-bytes", "100000000", "--grace", "1s"];
+    let (_cluster, gateway, broker) = gateway(&[&flags[..], &window[..]].concat()).await?;
+    let url = format!("ws://{}/ws", gateway.address);
+    let mut pairs = Vec::new();
+    for n in 0..4 {
+        let gateways = Gateways::new([url.clone()]);
+        pairs.push(Pair::start(&gateways, &format!("other{n}"), Duration::from_millis(10)).await?);
+    }
+    let mut watcher = gateway.connect("watcher", "d").await?;
+    let mut slow = Vec::new();
+    for (user, count, size) in [("silent", 500, 10), ("stuck", 500, 50_000)] {
+        let mut connection = Connection::login(&url, user).await?;
+        // From now on it reads nothing, not even the answer.
+        connection.send(&mut vec![wire::new(1, "watcher", "hi")]).await.map_err(failed)?;
+        watcher.event("new").await?;
+        slow.push((user, count, connection));
+        fill(&broker, user, count, size).await?;
+    }
+    // Each is given up, though it has never said anything.
+    for _ in &slow {
+        watcher.event("offline").await?;
+    }
+    for pair in pairs {
+        let report = pair.finish().await?;
+        let slowest = report.stored.iter().map(|s| s.answered_at - s.sent_at).max();
+        println!("{} messages beside it, the slowest took {slowest:?}", report.stored.len());
+        assert!(report.stored.iter().all(|stored| stored.repeats == 0), "nobody else notices");
+        assert_eq!((report.ends, report.again_though_acked), (vec![], 0));
+    }
+    for (user, count, mut connection) in slow {
+        let mut batch = Vec::new();
+        let ended = loop {
+            if let Err(ended) = connection.receive(&mut batch).await {
+                break ended.0;
+            }
+        };
+        println!("{user}: {ended}");
+        // Who does not even take what was sent before sees the end of the connection only.
+        assert!(user == "stuck" || ended.starts_with("closed: 4408"), "{ended}");
+        let events = batch.iter().filter(|frame| frame.contains("\"prev\":")).count();
+        assert!(events <= usize::try_from(count)?, "{events} events, none is sent again so soon");
+        let mut again = Connection::login(&url, user).await?;
+        drain(&mut again, count, |_| Ok(())).await.context(user)?;
+    }
+    Ok(())
+}
