@@ -9,6 +9,7 @@ pub mod client;
 pub mod cluster;
 pub mod database;
 pub mod eventually;
+pub mod history;
 pub mod http;
 pub mod load;
 pub mod owner;
