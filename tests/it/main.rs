@@ -29,6 +29,7 @@ mod counts;
 mod cycle;
 mod delivery;
 mod errors;
+mod faults;
 mod hostile;
 mod sessions;
 mod socket;

@@ -23,9 +23,10 @@ pub(super) fn check(
         by_chat.entry(row.chat).or_default().push(row);
         check_row(row, chats.get(&row.chat), verdict);
     }
-    for ((sender, key), id) in &requests.ids {
+    for ((sender, key), message) in &requests.messages {
+        let Some((_, id)) = message.stored else { continue };
         let row = by_key.get(&(*sender, *key));
-        if row.is_none_or(|row| row.message != *id) {
+        if row.is_none_or(|row| row.message != id) {
             verdict.breach(Rule::Stored, || {
                 format!("{key:?} of {sender} was answered {id}, the database has {row:?}")
             });

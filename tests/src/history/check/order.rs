@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::requests::Requests;
-use crate::history::{Answer, Chat, History, Log, Millis, Request, Rule, Verdict, What};
+use crate::history::{Chat, History, Log, Millis, Request, Rule, Verdict, What};
 
 /// An answered message of a chat.
 #[derive(Debug, Clone, Copy)]
@@ -16,13 +16,10 @@ struct Message {
 
 pub(super) fn check(history: &History, requests: &Requests, verdict: &mut Verdict) {
     let mut chats: BTreeMap<Chat, Vec<Message>> = BTreeMap::new();
-    for asked in requests.asked.values() {
-        if let (Request::New { peer, .. }, Some((answered, Answer::Stored { message, .. }))) =
-            (asked.request, asked.answered)
-        {
-            let message = Message { id: message, sent: asked.first_sent, answered };
-            chats.entry(Chat::of(asked.by, peer)).or_default().push(message);
-        }
+    for ((sender, _), sent) in &requests.messages {
+        let Some((answered, id)) = sent.stored else { continue };
+        let message = Message { id, sent: sent.first_sent, answered };
+        chats.entry(Chat::of(*sender, sent.peer)).or_default().push(message);
     }
     for (chat, messages) in &mut chats {
         check_chat(*chat, messages, verdict);
@@ -58,10 +55,10 @@ fn check_sessions(number: usize, log: &Log, requests: &Requests, verdict: &mut V
     for record in &log.records {
         match record.what {
             What::Opened => highest.clear(),
-            What::Sent { number: sent, request: Request::New { peer, .. } } => {
-                let Some(asked) = requests.asked.get(&sent) else { continue };
-                let Some((_, Answer::Stored { message, .. })) = asked.answered else { continue };
-                if asked.times_sent > 1 {
+            What::Sent { request: Request::New { peer, key }, .. } => {
+                let Some(sent) = requests.messages.get(&(log.user, key)) else { continue };
+                let Some((_, message)) = sent.stored else { continue };
+                if sent.times_sent > 1 {
                     continue;
                 }
                 let chat = Chat::of(log.user, peer);

@@ -9,17 +9,26 @@ use crate::history::{Answer, History, Key, Millis, Request, Rule, User, Verdict,
 pub(super) struct Asked {
     pub(super) by: User,
     pub(super) request: Request,
-    pub(super) first_sent: Millis,
     pub(super) times_sent: u32,
     /// When the final answer came, and how it was.
     pub(super) answered: Option<(Millis, Answer)>,
 }
 
-/// All requests by number, and the id of every answered message.
+/// A message, whatever number of requests it was sent with.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Message {
+    pub(super) peer: User,
+    pub(super) first_sent: Millis,
+    pub(super) times_sent: u32,
+    /// When it was answered for the first time, and with which id.
+    pub(super) stored: Option<(Millis, u32)>,
+}
+
+/// All requests by number, and all messages by key.
 #[derive(Debug, Default)]
 pub(super) struct Requests {
     pub(super) asked: BTreeMap<u32, Asked>,
-    pub(super) ids: BTreeMap<(User, Key), u32>,
+    pub(super) messages: BTreeMap<(User, Key), Message>,
 }
 
 pub(super) fn collect(history: &History, verdict: &mut Verdict) -> Requests {
@@ -28,9 +37,7 @@ pub(super) fn collect(history: &History, verdict: &mut Verdict) -> Requests {
         for record in &log.records {
             match record.what {
                 What::Sent { number, request } => {
-                    let (by, first_sent) = (log.user, record.at);
-                    let new = Asked { by, request, first_sent, times_sent: 0, answered: None };
-                    requests.asked.entry(number).or_insert(new).times_sent += 1;
+                    requests.sent(number, log.user, request, record.at);
                 }
                 What::Answered { number, answer } if !answer.is_transient() => {
                     requests.answered(number, record.at, answer, verdict);
@@ -51,11 +58,23 @@ pub(super) fn collect(history: &History, verdict: &mut Verdict) -> Requests {
             });
         }
     }
-    verdict.tally.messages = u64::try_from(requests.ids.len()).unwrap_or(u64::MAX);
+    let stored = requests.messages.values().filter(|message| message.stored.is_some());
+    verdict.tally.messages = u64::try_from(stored.count()).unwrap_or(u64::MAX);
     requests
 }
 
 impl Requests {
+    fn sent(&mut self, number: u32, by: User, request: Request, at: Millis) {
+        let asked = Asked { by, request, times_sent: 0, answered: None };
+        self.asked.entry(number).or_insert(asked).times_sent += 1;
+        if let Request::New { peer, key } = request {
+            let message = Message { peer, first_sent: at, times_sent: 0, stored: None };
+            let message = self.messages.entry((by, key)).or_insert(message);
+            message.first_sent = at.min(message.first_sent);
+            message.times_sent += 1;
+        }
+    }
+
     fn answered(&mut self, number: u32, at: Millis, answer: Answer, verdict: &mut Verdict) {
         let Some(asked) = self.asked.get_mut(&number) else {
             verdict
@@ -69,7 +88,10 @@ impl Requests {
                 if key != answered {
                     verdict.breach(Rule::Consistent, tell);
                 }
-                let known = *self.ids.entry((asked.by, key)).or_insert(message);
+                let sent = self.messages.get_mut(&(asked.by, key));
+                let Some(sent) = sent else { return };
+                let (first, known) = *sent.stored.get_or_insert((at, message));
+                sent.stored = Some((first.min(at), known));
                 if known != message {
                     verdict.breach(Rule::OneEffect, || format!("{}, {known} before", tell()));
                 }

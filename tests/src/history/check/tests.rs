@@ -418,3 +418,16 @@ fn what_is_told_of_another_message_than_was_sent_is_a_contradiction() {
         history.stored.as_mut().unwrap().messages[0].is_deleted = false;
     });
 }
+
+#[test]
+fn a_message_sent_again_long_after_its_answer_is_in_order_all_the_same() {
+    let mut history = good();
+    for what in [
+        What::Sent { number: 7, request: new(BOB, 1) },
+        What::Answered { number: 7, answer: stored(1, 1) },
+    ] {
+        records(&mut history, PHONE).push(Record { at: 99, what });
+    }
+    let verdict = check(&history);
+    assert!(verdict.is_clean(), "{verdict}");
+}
