@@ -3,7 +3,7 @@
 use anyhow::Result;
 use herald_tests::{
     chaos::{
-        Fault,
+        Chaos, Fault,
         fault::{Disturbance, Part, Step},
         trial,
     },
@@ -11,44 +11,50 @@ use herald_tests::{
     site::Setup,
 };
 
-/// A test of each fault.
+/// A test of each fault, or of several of a kind, one after the other.
 macro_rules! survives {
-    ($($name:ident: $fault:expr;)*) => {$(
+    ($($name:ident: [$($fault:expr),*];)*) => {$(
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn $name() -> Result<()> {
-            survive($fault).await
+            Box::pin(survive(&[$($fault),*])).await
         }
     )*};
 }
 
 survives! {
-    a_killed_gateway: Fault::KillGateway;
-    a_killed_worker: Fault::KillWorker;
-    a_killed_broker: Fault::KillBroker;
-    a_killed_database: Fault::KillDatabase;
-    a_worker_that_stood_still: Fault::FreezeWorker;
-    workers_that_come_and_go: Fault::ScaleWorkers;
-    gateways_rolled_one_by_one: Fault::RollGateways;
-    a_worker_that_dies_after_begin: Fault::KillWorkerAt(Step::AfterBegin);
-    a_worker_that_dies_after_commit: Fault::KillWorkerAt(Step::AfterCommit);
-    a_worker_that_dies_after_reply: Fault::KillWorkerAt(Step::AfterReply);
-    a_worker_that_dies_after_publish: Fault::KillWorkerAt(Step::AfterPublish);
-    a_worker_that_dies_after_ack: Fault::KillWorkerAt(Step::AfterAck);
-    a_gateway_cut_off_nats: Fault::Disturb(Part::GatewayToNats, Disturbance::Cut);
-    a_gateway_whose_way_to_nats_leads_nowhere:
-        Fault::Disturb(Part::GatewayToNats, Disturbance::Hole);
-    a_worker_cut_off_nats: Fault::Disturb(Part::WorkerToNats, Disturbance::Cut);
-    a_worker_whose_way_to_nats_leads_nowhere: Fault::Disturb(Part::WorkerToNats, Disturbance::Hole);
-    a_worker_cut_off_the_database: Fault::Disturb(Part::WorkerToDatabase, Disturbance::Cut);
-    a_worker_whose_way_to_the_database_leads_nowhere:
-        Fault::Disturb(Part::WorkerToDatabase, Disturbance::Hole);
+    a_killed_gateway: [Fault::KillGateway];
+    a_killed_worker: [Fault::KillWorker];
+    a_worker_that_dies_at_any_step_of_its_work: [
+        Fault::KillWorkerAt(Step::AfterBegin),
+        Fault::KillWorkerAt(Step::AfterCommit),
+        Fault::KillWorkerAt(Step::AfterReply),
+        Fault::KillWorkerAt(Step::AfterPublish),
+        Fault::KillWorkerAt(Step::AfterAck)
+    ];
+    a_killed_broker: [Fault::KillBroker];
+    a_killed_database: [Fault::KillDatabase];
+    a_worker_that_stood_still: [Fault::FreezeWorker];
+    workers_that_come_and_go: [Fault::ScaleWorkers];
+    gateways_and_workers_rolled_one_by_one: [Fault::RollGateways, Fault::RollWorkers];
+    a_gateway_without_its_broker: [
+        Fault::Disturb(Part::GatewayToNats, Disturbance::Hole),
+        Fault::Disturb(Part::GatewayToNats, Disturbance::Flap)
+    ];
+    a_worker_without_its_broker: [
+        Fault::Disturb(Part::WorkerToNats, Disturbance::Hole),
+        Fault::Disturb(Part::WorkerToNats, Disturbance::Flap)
+    ];
+    a_worker_without_its_database: [
+        Fault::Disturb(Part::WorkerToDatabase, Disturbance::Hole),
+        Fault::Disturb(Part::WorkerToDatabase, Disturbance::Flap)
+    ];
 }
 
-async fn survive(fault: Fault) -> Result<()> {
+async fn survive(faults: &[Fault]) -> Result<()> {
     let setup = Setup {
         gateways: 2,
         workers: 2,
-        has_own_database: fault == Fault::KillDatabase,
+        has_own_database: faults.contains(&Fault::KillDatabase),
         ..Setup::default()
     };
     let plan = Plan {
@@ -58,5 +64,11 @@ async fn survive(fault: Fault) -> Result<()> {
         habits: Habits { vanish: 0.01, ..Habits::default() },
         seed: fastrand::u64(..),
     };
-    Box::pin(trial(setup, plan, async |chaos| fault.strike(chaos).await)).await.map(drop)
+    let strike = async |chaos: &mut Chaos| {
+        for fault in faults {
+            fault.strike(chaos).await?;
+        }
+        Ok(())
+    };
+    Box::pin(trial(setup, plan, strike)).await.map(drop)
 }

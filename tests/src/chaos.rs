@@ -28,6 +28,8 @@ pub struct Chaos {
     pub deaths: Vec<Millis>,
     /// Decides how long faults last and whom they hit.
     pub rng: fastrand::Rng,
+    /// The longest that a fault lasts.
+    pub longest: Duration,
 }
 
 /// What a run has come to.
@@ -47,12 +49,12 @@ impl Chaos {
     ///
     /// # Errors
     /// If they don't start.
-    pub async fn start(setup: Setup, plan: &Plan) -> Result<Self> {
+    pub async fn start(setup: Setup, plan: &Plan, longest: Duration) -> Result<Self> {
         let site = Box::pin(Site::start(setup)).await?;
         let fleet = Fleet::start(plan, &site.urls()).await?;
         fleet.write(true);
         let rng = fastrand::Rng::with_seed(plan.seed);
-        Ok(Self { site, fleet, deaths: Vec::new(), rng })
+        Ok(Self { site, fleet, deaths: Vec::new(), rng, longest })
     }
 
     /// Ends it: waits until everything has come, and judges it, the database too.
@@ -81,8 +83,10 @@ pub async fn trial(
     /// Messages before and after the fault: enough that each partition has some.
     const SOME: u64 = 200;
     const RECOVERY: Duration = Duration::from_secs(60);
+    /// Longer than a worker may be silent and keep its partitions.
+    const LONGEST: Duration = Duration::from_millis(4000);
     println!("seed {}", plan.seed);
-    let mut chaos = Box::pin(Chaos::start(setup, &plan)).await?;
+    let mut chaos = Box::pin(Chaos::start(setup, &plan, LONGEST)).await?;
     chaos.fleet.until_answered(SOME, RECOVERY).await?;
     faults(&mut chaos).await?;
     chaos.fleet.until_answered_more(SOME, RECOVERY).await?;

@@ -29,6 +29,9 @@ pub struct Args {
     /// Users; each writes to four others.
     #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u16).range(3..=2000))]
     pub users: u16,
+    /// Only faults whose description holds this text, as in `--only killed`; repeatable.
+    #[arg(long)]
+    pub only: Vec<String>,
     /// A further flag of each gateway, as in `--gateway-flag=--sweep=5s`; repeatable.
     #[arg(long, allow_hyphen_values = true)]
     pub gateway_flag: Vec<String>,

@@ -64,6 +64,13 @@ pub enum Disturbance {
     Delay,
     /// It leads nowhere, and nobody is told.
     Hole,
+    /// It is cut again and again, each time just when work goes on.
+    Flap,
+}
+
+impl Disturbance {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Cut, Self::Delay, Self::Hole, Self::Flap];
 }
 
 impl Step {
@@ -102,6 +109,7 @@ impl fmt::Display for Fault {
                     Disturbance::Cut => "is cut",
                     Disturbance::Delay => "is slow",
                     Disturbance::Hole => "leads nowhere",
+                    Disturbance::Flap => "flaps",
                 };
                 write!(f, "{part} {what}")
             }
@@ -145,6 +153,7 @@ impl Fault {
                 worker.launch_with(&format!("{}={after}*off->return", step.name()))?;
                 let ended = worker.process()?.wait();
                 tokio::time::timeout(STEP, ended).await.context("it never came to the step")??;
+                chaos.deaths.push(chaos.fleet.now());
                 worker.start().await
             }
             Self::KillBroker => {
@@ -186,19 +195,25 @@ impl Fault {
 }
 
 impl Chaos {
+    /// A time by chance, and not more than the run allows.
     fn between(&mut self, least: u64, most: u64) -> Duration {
-        Duration::from_millis(self.rng.u64(least..=most))
+        Duration::from_millis(self.rng.u64(least..=most)).min(self.longest)
     }
 
     async fn disturb(&mut self, part: Part, disturbance: Disturbance) -> Result<()> {
-        let pause = match disturbance {
-            Disturbance::Cut => self.between(0, 2000),
-            Disturbance::Delay | Disturbance::Hole => self.between(1000, 9000),
-        };
-        let mode = match disturbance {
-            Disturbance::Cut => Mode::Cut,
-            Disturbance::Delay => Mode::Delay(self.between(10, 200)),
-            Disturbance::Hole => Mode::Hole,
+        let steps = match disturbance {
+            Disturbance::Cut => vec![(Mode::Cut, self.between(0, 2000))],
+            Disturbance::Hole => vec![(Mode::Hole, self.between(1000, 9000))],
+            Disturbance::Delay => {
+                vec![(Mode::Delay(self.between(10, 200)), self.between(1000, 9000))]
+            }
+            Disturbance::Flap => {
+                let cuts = self.rng.usize(4..16);
+                let cut = |chaos: &mut Self| {
+                    [(Mode::Cut, Duration::ZERO), (Mode::Pass, chaos.between(50, 600))]
+                };
+                (0..cuts).flat_map(|_| cut(self)).collect()
+            }
         };
         let members = match part {
             Part::GatewayToNats => &mut self.site.gateways,
@@ -209,8 +224,10 @@ impl Chaos {
             Part::WorkerToDatabase => member.database.as_ref().context("no proxy")?,
             Part::GatewayToNats | Part::WorkerToNats => &member.nats,
         };
-        proxy.set(mode);
-        sleep(pause).await;
+        for (mode, pause) in steps {
+            proxy.set(mode);
+            sleep(pause).await;
+        }
         proxy.set(Mode::Pass);
         // A worker may end of its own accord when it finds its streams gone; whoever runs it would start it again.
         member.start().await

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use tokio::time::{Instant, sleep};
 
 use super::{
@@ -30,11 +30,18 @@ pub fn all() -> Vec<Fault> {
     ];
     faults.extend(Step::ALL.map(Fault::KillWorkerAt));
     for part in [Part::GatewayToNats, Part::WorkerToNats, Part::WorkerToDatabase] {
-        for disturbance in [Disturbance::Cut, Disturbance::Delay, Disturbance::Hole] {
-            faults.push(Fault::Disturb(part, disturbance));
-        }
+        faults.extend(Disturbance::ALL.map(|disturbance| Fault::Disturb(part, disturbance)));
     }
     faults
+}
+
+/// The faults that were asked for.
+fn wanted(only: &[String]) -> Result<Vec<Fault>> {
+    let is_wanted =
+        |fault: &Fault| only.is_empty() || only.iter().any(|text| fault.to_string().contains(text));
+    let wanted: Vec<Fault> = all().into_iter().filter(is_wanted).collect();
+    ensure!(!wanted.is_empty(), "--only: no fault is described so");
+    Ok(wanted)
 }
 
 /// Runs it; says what it does.
@@ -42,6 +49,7 @@ pub fn all() -> Vec<Fault> {
 /// # Errors
 /// If something does not start, or not again.
 pub async fn run(args: &Args) -> Result<Outcome> {
+    let wanted = wanted(&args.only)?;
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..));
     println!("seed {seed}");
     let setup = Setup {
@@ -60,14 +68,14 @@ pub async fn run(args: &Args) -> Result<Outcome> {
         habits: Habits::default(),
         seed,
     };
-    let mut chaos = Box::pin(Chaos::start(setup, &plan)).await?;
+    let mut chaos = Box::pin(Chaos::start(setup, &plan, Duration::MAX)).await?;
     let end = Instant::now() + args.duration();
     let mut waiting = Vec::new();
     while Instant::now() < end {
         // A pause in which everything is well: what is broken by a fault must also heal.
         sleep(Duration::from_millis(chaos.rng.u64(500..4000))).await;
         if waiting.is_empty() {
-            waiting = all();
+            waiting = wanted.clone();
             chaos.rng.shuffle(&mut waiting);
         }
         let Some(fault) = waiting.pop() else { continue };
