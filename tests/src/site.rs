@@ -29,7 +29,9 @@ pub struct Setup {
     pub worker_flags: Vec<String>,
     /// Whether the database server is its own, to be killed.
     pub has_own_database: bool,
-    /// Whether optimised programs are run.
+    /// The folder with the programs. [default: builds them]
+    pub programs: Option<PathBuf>,
+    /// Whether optimised programs are built.
     pub release: bool,
     /// What keeps the logs. [default: a temporary folder]
     pub logs: Option<PathBuf>,
@@ -67,6 +69,7 @@ impl Default for Setup {
             gateway_flags: vec![],
             worker_flags: vec![],
             has_own_database: false,
+            programs: None,
             release: false,
             logs: None,
         }
@@ -79,7 +82,13 @@ impl Site {
     /// # Errors
     /// If something does not get ready; holds the end of its log.
     pub async fn start(setup: Setup) -> Result<Self> {
-        let binaries = Binaries::build(setup.release).await?;
+        let binaries = match &setup.programs {
+            Some(folder) => Binaries {
+                gateway: folder.join("herald-gateway"),
+                worker: folder.join("herald-worker"),
+            },
+            None => Binaries::build(setup.release).await?,
+        };
         let scratch = match &setup.logs {
             Some(_) => None,
             None => Some(tempfile::Builder::new().prefix("herald-site-").tempdir()?),

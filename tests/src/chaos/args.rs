@@ -38,6 +38,10 @@ pub struct Args {
     /// A further flag of each worker; repeatable.
     #[arg(long, allow_hyphen_values = true)]
     pub worker_flag: Vec<String>,
+    /// Folder with the programs `herald-gateway` and `herald-worker`, the latter with its fail points. [default: builds
+    /// them]
+    #[arg(long, conflicts_with = "release")]
+    pub programs: Option<PathBuf>,
     /// Builds and runs optimised programs.
     #[arg(long)]
     pub release: bool,

@@ -58,6 +58,7 @@ pub async fn run(args: &Args) -> Result<Outcome> {
         gateway_flags: args.gateway_flag.clone(),
         worker_flags: args.worker_flag.clone(),
         has_own_database: true,
+        programs: args.programs.clone(),
         release: args.release,
         logs: args.keep_logs.clone(),
     };
