@@ -31,6 +31,7 @@ mod cycle;
 mod deadletter;
 mod delivery;
 mod errors;
+mod faults;
 mod hostile;
 mod presence;
 mod replicas;

@@ -5,11 +5,14 @@
 //! with the value that stands for it, and also if this process dies without a word.
 
 pub mod broker;
+pub mod chaos;
 pub mod child;
 pub mod client;
 pub mod cluster;
 pub mod database;
 pub mod eventually;
+pub mod fleet;
+pub mod history;
 pub mod http;
 pub mod load;
 pub mod owner;
@@ -18,6 +21,8 @@ pub mod port;
 pub mod postgres;
 pub mod process;
 pub mod program;
+pub mod proxy;
+pub mod site;
 pub mod supervise;
 pub mod tools;
 

@@ -8,7 +8,9 @@ use tokio::{net::TcpStream, time::timeout};
 use tokio_tungstenite::{
     WebSocketStream, client_async_with_config,
     tungstenite::{
-        self, Message, Utf8Bytes, client::IntoClientRequest as _, protocol::WebSocketConfig,
+        self, Message, Utf8Bytes,
+        client::IntoClientRequest as _,
+        protocol::{CloseFrame, WebSocketConfig},
     },
 };
 
@@ -25,9 +27,21 @@ pub struct Connection {
     socket: WebSocketStream<TcpStream>,
 }
 
-/// Why a session has ended, in a few words.
+/// Why a session has ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ended(pub String);
+pub struct Ended {
+    /// In a few words.
+    pub why: String,
+    /// The milliseconds after which the server asks to come again.
+    pub retry_after: Option<u64>,
+}
+
+impl Ended {
+    /// Ended without a hint.
+    pub fn new(why: impl Into<String>) -> Self {
+        Self { why: why.into(), retry_after: None }
+    }
+}
 
 impl Connection {
     /// Connects the user to a gateway in insecure mode, and waits until the session has begun: from then on no event is
@@ -43,6 +57,18 @@ impl Connection {
             .with_context(|| format!("connecting {user} to {url}"))
     }
 
+    /// Connects a user's device, and waits for nothing more than the handshake.
+    ///
+    /// # Errors
+    /// If there is no handshake within 30 s.
+    pub async fn connect(url: &str, user: &str, device: &str) -> Result<Self> {
+        timeout(PATIENCE, Box::pin(shake_hands(format!("{url}?userId={user}&deviceId={device}"))))
+            .await
+            .context("not within 30 s")
+            .flatten()
+            .with_context(|| format!("connecting {device} of {user} to {url}"))
+    }
+
     /// Waits for frames and adds all that have come to `batch`. Dropping the future loses nothing.
     ///
     /// # Errors
@@ -53,16 +79,12 @@ impl Connection {
             match message {
                 Some(Ok(Message::Text(text))) => batch.push(text),
                 Some(Ok(Message::Close(frame))) => {
-                    let frame = frame.map(|frame| (u16::from(frame.code), frame.reason));
-                    return Err(match frame {
-                        Some((code, reason)) => Ended(format!("closed: {code} {reason}")),
-                        None => Ended("closed without a code".into()),
-                    });
+                    return Err(frame.map_or(Ended::new("closed without a code"), closed));
                 }
                 // Pings are answered by themselves.
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Err(error.into()),
-                None => return Err(Ended("the connection is gone".into())),
+                None => return Err(Ended::new("the connection is gone")),
             }
             if batch.len() >= BATCH {
                 return Ok(());
@@ -98,12 +120,19 @@ impl Connection {
 
 impl From<tungstenite::Error> for Ended {
     fn from(error: tungstenite::Error) -> Self {
-        Self(error.to_string())
+        Self::new(error.to_string())
     }
 }
 
-async fn open(url: &str, user: &str) -> Result<Connection> {
-    let request = format!("{url}?userId={user}").into_client_request()?;
+fn closed(frame: CloseFrame) -> Ended {
+    let (code, reason) = (u16::from(frame.code), frame.reason);
+    let hint = serde_json::from_str::<serde_json::Value>(&reason).ok();
+    let retry_after = hint.and_then(|hint| hint.get("retryAfter")?.as_u64());
+    Ended { why: format!("closed: {code} {reason}"), retry_after }
+}
+
+async fn shake_hands(url: String) -> Result<Connection> {
+    let request = url.into_client_request()?;
     let uri = request.uri();
     if uri.scheme_str() != Some("ws") {
         bail!("only ws:// is supported");
@@ -113,9 +142,13 @@ async fn open(url: &str, user: &str) -> Result<Connection> {
     stream.set_nodelay(true)?;
     let config = WebSocketConfig::default().read_buffer_size(4096).write_buffer_size(16 * 1024);
     let (socket, _) = client_async_with_config(request, stream, Some(config)).await?;
-    let mut connection = Connection { socket };
+    Ok(Connection { socket })
+}
+
+async fn open(url: &str, user: &str) -> Result<Connection> {
+    let mut connection = shake_hands(format!("{url}?userId={user}")).await?;
     // An ack of nothing: its answer shows that the session is under way.
-    let ended = |ended: Ended| anyhow::anyhow!(ended.0);
+    let ended = |ended: Ended| anyhow::anyhow!(ended.why);
     connection.send(&mut vec![wire::ack(0)]).await.map_err(ended)?;
     let mut batch = Vec::new();
     loop {

@@ -69,7 +69,7 @@ async fn hold(mut connection: Connection, stop: CancellationToken) -> bool {
             received = connection.receive(&mut batch) => {
                 batch.clear();
                 if let Err(ended) = received {
-                    eprintln!("an idle session has ended: {}", ended.0);
+                    eprintln!("an idle session has ended: {}", ended.why);
                     return false;
                 }
             }

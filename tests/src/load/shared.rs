@@ -93,9 +93,9 @@ impl Shared {
 
     /// A session has ended before the end.
     pub fn ended(&self, user: &str, ended: &Ended) {
-        eprintln!("the session of {user} has ended: {}", ended.0);
+        eprintln!("the session of {user} has ended: {}", ended.why);
         self.faults().ended_sessions += 1;
-        self.stats().ending(&ended.0);
+        self.stats().ending(&ended.why);
     }
 
     /// A frame can't be read.

@@ -70,6 +70,10 @@ pub enum EventType {
     New,
     /// The peer has received.
     Dlvrd,
+    /// The peer has read.
+    Read,
+    /// The peer has taken a message back.
+    Delete,
     /// The log no longer reaches back.
     Resync,
     /// Anything else.
@@ -82,6 +86,8 @@ pub enum EventType {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Payload<'a> {
+    /// The other one in the chat.
+    pub chat_id: Option<&'a str>,
     /// A message's number in its chat.
     pub message_id: Option<u64>,
     /// The sender's key of a message.

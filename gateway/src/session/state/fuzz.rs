@@ -185,7 +185,8 @@ fn apply(
             if let Some(place) = resync {
                 seen.cursor = *place;
             }
-            let fetched = Fetched { events, more: *more, resync: resync.map(EventId) };
+            let is_there = resync.is_none();
+            let fetched = Fetched { events, more: *more, is_there, resync: resync.map(EventId) };
             state.fetched(fetched, clock, *now, &mut out);
         }
         Input::FetchFails => {

@@ -1,0 +1,74 @@
+//! Nothing lost, nothing twice, nothing out of order, whatever dies: one fault a test, on processes under load.
+
+use anyhow::Result;
+use herald_tests::{
+    chaos::{
+        Chaos, Fault,
+        fault::{Disturbance, Part, Step},
+        trial,
+    },
+    fleet::{Habits, Plan},
+    site::Setup,
+};
+
+/// A test of each fault, or of several of a kind, one after the other.
+macro_rules! survives {
+    ($($name:ident: [$($fault:expr),*];)*) => {$(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $name() -> Result<()> {
+            Box::pin(survive(&[$($fault),*])).await
+        }
+    )*};
+}
+
+survives! {
+    a_killed_gateway: [Fault::KillGateway];
+    a_killed_worker: [Fault::KillWorker];
+    a_worker_that_dies_at_any_step_of_its_work: [
+        Fault::KillWorkerAt(Step::AfterBegin),
+        Fault::KillWorkerAt(Step::AfterCommit),
+        Fault::KillWorkerAt(Step::AfterReply),
+        Fault::KillWorkerAt(Step::AfterPublish),
+        Fault::KillWorkerAt(Step::AfterAck)
+    ];
+    a_killed_broker: [Fault::KillBroker];
+    a_killed_database: [Fault::KillDatabase];
+    a_worker_that_stood_still: [Fault::FreezeWorker];
+    workers_that_come_and_go: [Fault::ScaleWorkers];
+    gateways_and_workers_rolled_one_by_one: [Fault::RollGateways, Fault::RollWorkers];
+    a_gateway_without_its_broker: [
+        Fault::Disturb(Part::GatewayToNats, Disturbance::Hole),
+        Fault::Disturb(Part::GatewayToNats, Disturbance::Flap)
+    ];
+    a_worker_without_its_broker: [
+        Fault::Disturb(Part::WorkerToNats, Disturbance::Hole),
+        Fault::Disturb(Part::WorkerToNats, Disturbance::Flap)
+    ];
+    a_worker_without_its_database: [
+        Fault::Disturb(Part::WorkerToDatabase, Disturbance::Hole),
+        Fault::Disturb(Part::WorkerToDatabase, Disturbance::Flap)
+    ];
+}
+
+async fn survive(faults: &[Fault]) -> Result<()> {
+    let setup = Setup {
+        gateways: 2,
+        workers: 2,
+        has_own_database: faults.contains(&Fault::KillDatabase),
+        ..Setup::default()
+    };
+    let plan = Plan {
+        users: 10,
+        with_second_device: 3,
+        rate: 150.0,
+        habits: Habits { vanish: 0.01, ..Habits::default() },
+        seed: fastrand::u64(..),
+    };
+    let strike = async |chaos: &mut Chaos| {
+        for fault in faults {
+            fault.strike(chaos).await?;
+        }
+        Ok(())
+    };
+    Box::pin(trial(setup, plan, strike)).await.map(drop)
+}
