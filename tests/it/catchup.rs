@@ -23,7 +23,7 @@ const GENEROUS: Duration = Duration::from_secs(120);
 const MIB: u64 = 1 << 20;
 
 fn failed(ended: Ended) -> anyhow::Error {
-    anyhow::anyhow!(ended.0)
+    anyhow::anyhow!(ended.why)
 }
 
 /// A gateway in a process of its own, and a way to put events into logs without any frames.
@@ -159,7 +159,7 @@ async fn a_client_that_does_not_read_is_closed_costs_others_nothing_and_gets_its
         let mut batch = Vec::new();
         let ended = loop {
             if let Err(ended) = connection.receive(&mut batch).await {
-                break ended.0;
+                break ended.why;
             }
         };
         println!("{user}: {ended}");

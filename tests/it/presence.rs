@@ -39,7 +39,7 @@ impl Seen {
     async fn watch(self, mut connection: Connection) -> Result<()> {
         let (mut batch, mut acks) = (Vec::new(), Vec::new());
         loop {
-            connection.receive(&mut batch).await.map_err(|ended| anyhow::anyhow!(ended.0))?;
+            connection.receive(&mut batch).await.map_err(|ended| anyhow::anyhow!(ended.why))?;
             for text in batch.drain(..) {
                 let frame: Value = serde_json::from_str(&text)?;
                 acks.extend(frame["id"].as_u64().map(wire::ack));
@@ -51,7 +51,7 @@ impl Seen {
                     _ => {}
                 }
             }
-            connection.send(&mut acks).await.map_err(|ended| anyhow::anyhow!(ended.0))?;
+            connection.send(&mut acks).await.map_err(|ended| anyhow::anyhow!(ended.why))?;
         }
     }
 
@@ -70,7 +70,7 @@ fn watcher(n: usize, watchers: usize) -> String {
 
 /// Lets a user open a chat with its watcher, and waits until that is stored.
 async fn meet(connection: &mut Connection, watcher: &str) -> Result<()> {
-    let ended = |ended: herald_tests::load::connection::Ended| anyhow::anyhow!(ended.0);
+    let ended = |ended: herald_tests::load::connection::Ended| anyhow::anyhow!(ended.why);
     connection.send(&mut vec![wire::new(0, watcher, "hi")]).await.map_err(ended)?;
     let mut batch = Vec::new();
     loop {

@@ -76,9 +76,7 @@ impl Gateways {
 
 /// The `retryAfter` of a gateway that restarts.
 fn hint(ended: &Ended) -> Option<Duration> {
-    let reason = ended.0.strip_prefix("closed: 1012 ")?;
-    let reason: serde_json::Value = serde_json::from_str(reason).ok()?;
-    reason.get("retryAfter")?.as_u64().map(Duration::from_millis)
+    ended.retry_after.map(Duration::from_millis)
 }
 
 /// A message that was stored.
@@ -172,7 +170,7 @@ async fn write(
                 },
                 Err(ended) => {
                     connection = gateways.login_again(&user, &ended).await?;
-                    report.ends.push(ended.0);
+                    report.ends.push(ended.why);
                 }
             }
             repeats += 1;
@@ -250,7 +248,7 @@ async fn take(
         };
         if let Some(ended) = ended {
             connection = gateways.login_again(&user, &ended).await?;
-            taken.report.ends.push(ended.0);
+            taken.report.ends.push(ended.why);
             (is_asked, out) = (false, Vec::new());
         }
     }
