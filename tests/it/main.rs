@@ -34,6 +34,7 @@ mod errors;
 mod faults;
 mod hostile;
 mod presence;
+mod publish;
 mod replicas;
 mod rewound;
 mod sessions;
