@@ -1,7 +1,8 @@
 //! Nothing lost, nothing twice, nothing out of order, whatever dies: one fault a test, on processes under load.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use herald_tests::{
+    Client,
     chaos::{
         Chaos, Fault,
         fault::{Disturbance, Part, Step},
@@ -10,6 +11,7 @@ use herald_tests::{
     fleet::{Habits, Plan},
     site::Setup,
 };
+use serde_json::json;
 
 /// A test of each fault, or of several of a kind, one after the other.
 macro_rules! survives {
@@ -33,6 +35,7 @@ survives! {
     ];
     a_killed_broker: [Fault::KillBroker];
     a_killed_database: [Fault::KillDatabase];
+    everything_killed_at_once: [Fault::KillAll];
     a_worker_that_stood_still: [Fault::FreezeWorker];
     workers_that_come_and_go: [Fault::ScaleWorkers];
     gateways_and_workers_rolled_one_by_one: [Fault::RollGateways, Fault::RollWorkers];
@@ -50,19 +53,24 @@ survives! {
     ];
 }
 
-async fn survive(faults: &[Fault]) -> Result<()> {
-    let setup = Setup {
-        gateways: 2,
-        workers: 2,
-        has_own_database: faults.contains(&Fault::KillDatabase),
-        ..Setup::default()
-    };
-    let plan = Plan {
+fn plan() -> Plan {
+    Plan {
         users: 10,
         with_second_device: 3,
         rate: 150.0,
         habits: Habits { vanish: 0.01, ..Habits::default() },
         seed: fastrand::u64(..),
+    }
+}
+
+async fn survive(faults: &[Fault]) -> Result<()> {
+    let setup = Setup {
+        gateways: 2,
+        workers: 2,
+        has_own_database: faults
+            .iter()
+            .any(|fault| matches!(fault, Fault::KillDatabase | Fault::KillAll)),
+        ..Setup::default()
     };
     let strike = async |chaos: &mut Chaos| {
         for fault in faults {
@@ -70,5 +78,26 @@ async fn survive(faults: &[Fault]) -> Result<()> {
         }
         Ok(())
     };
-    Box::pin(trial(setup, plan, strike)).await.map(drop)
+    Box::pin(trial(setup, plan(), strike)).await.map(drop)
+}
+
+/// It is put aside, its sender is told, and nobody else notices.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frame_that_can_never_be_applied() -> Result<()> {
+    let poison = async |chaos: &mut Chaos| {
+        let worker = chaos.site.workers.first_mut().context("no worker")?;
+        worker.stop().await?;
+        worker.launch_with("poison=return(bad-)")?;
+        worker.start().await?;
+        let url = format!("{}?userId=outsider&deviceId=d", chaos.site.urls()[0]);
+        let mut outsider = Client::connect(&url).await?;
+        for key in ["bad-1", "bad-2"] {
+            let new = json!({"chatId": "stranger", "clientMessageId": key, "message": "x"});
+            let answer = outsider.request("new", new).await?;
+            assert_eq!(answer["error"]["code"], "unavailable", "{answer}");
+        }
+        Ok(())
+    };
+    let plan = Plan { rate: 300.0, ..plan() };
+    Box::pin(trial(Setup::default(), plan, poison)).await.map(drop)
 }

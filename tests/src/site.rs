@@ -160,6 +160,27 @@ impl Site {
         Ok(())
     }
 
+    /// Starts the broker and the site's own database server again; kills them first if they run.
+    ///
+    /// # Errors
+    /// If they don't come up.
+    pub async fn restart_servers(&mut self) -> Result<()> {
+        self.broker.restart().await?;
+        match &mut self.postgres {
+            Some(postgres) => postgres.restart().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Starts the members that don't run, and waits until all are ready.
+    ///
+    /// # Errors
+    /// If one does not get ready.
+    pub async fn start_members(&mut self) -> Result<()> {
+        let members = self.workers.iter_mut().chain(&mut self.gateways);
+        try_join_all(members.map(Member::start)).await.map(drop)
+    }
+
     async fn new_worker(&mut self) -> Result<Member> {
         self.started += 1;
         let name = format!("herald-worker-{}", self.started);

@@ -21,6 +21,8 @@ pub enum Fault {
     KillBroker,
     /// PostgreSQL dies, and comes back with its data.
     KillDatabase,
+    /// All of it dies at once, and comes back in any order.
+    KillAll,
     /// A worker stands still for longer than it may keep its partitions, and goes on.
     FreezeWorker,
     /// A program's connections are cut, late, or lead nowhere for a while.
@@ -98,6 +100,7 @@ impl fmt::Display for Fault {
             Self::KillWorkerAt(step) => write!(f, "a worker dies {}", step.name()),
             Self::KillBroker => f.write_str("nats-server is killed"),
             Self::KillDatabase => f.write_str("PostgreSQL is killed"),
+            Self::KillAll => f.write_str("everything is killed"),
             Self::FreezeWorker => f.write_str("a worker stands still"),
             Self::Disturb(part, disturbance) => {
                 let part = match part {
@@ -169,6 +172,7 @@ impl Fault {
                 sleep(pause).await;
                 postgres.restart().await
             }
+            Self::KillAll => chaos.kill_all().await,
             Self::FreezeWorker => {
                 let pause = chaos.between(3500, 9000);
                 let worker = pick(&mut chaos.site.workers, &mut chaos.rng)?;
@@ -198,6 +202,32 @@ impl Chaos {
     /// A time by chance, and not more than the run allows.
     fn between(&mut self, least: u64, most: u64) -> Duration {
         Duration::from_millis(self.rng.u64(least..=most)).min(self.longest)
+    }
+
+    async fn kill_all(&mut self) -> Result<()> {
+        let died = self.fleet.now();
+        self.deaths.extend(self.site.workers.iter().map(|_| died));
+        for member in self.site.gateways.iter_mut().chain(&mut self.site.workers) {
+            member.kill().await?;
+        }
+        self.site.broker.kill().await?;
+        if let Some(postgres) = &mut self.site.postgres {
+            postgres.kill().await?;
+        }
+        sleep(self.between(0, 2000)).await;
+        // Members end when they find no server at their start, and are started until they do: both orders have to work.
+        if self.rng.bool() {
+            self.site.restart_servers().await?;
+            self.site.start_members().await
+        } else {
+            let pause = self.between(0, 2000);
+            for member in self.site.gateways.iter_mut().chain(&mut self.site.workers) {
+                member.launch()?;
+            }
+            sleep(pause).await;
+            self.site.restart_servers().await?;
+            self.site.start_members().await
+        }
     }
 
     async fn disturb(&mut self, part: Part, disturbance: Disturbance) -> Result<()> {

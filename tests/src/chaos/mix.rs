@@ -23,6 +23,7 @@ pub fn all() -> Vec<Fault> {
         Fault::KillWorker,
         Fault::KillBroker,
         Fault::KillDatabase,
+        Fault::KillAll,
         Fault::FreezeWorker,
         Fault::ScaleWorkers,
         Fault::RollGateways,
