@@ -9,10 +9,10 @@ use crate::history::{
     stored::{StoredChat, StoredMember, StoredMessage},
 };
 
-/// All chats and messages of that database.
+/// All chats and messages of that database in which the fleet's users are alone.
 ///
 /// # Errors
-/// If it can't be read, or holds what the fleet never sent.
+/// If it can't be read, or holds what the fleet can't have sent.
 pub async fn audit(database_url: &str) -> Result<Stored> {
     let db =
         sea_orm::Database::connect(database_url).await.context("connecting to the database")?;
@@ -22,21 +22,22 @@ pub async fn audit(database_url: &str) -> Result<Stored> {
     let mut stored = Stored::default();
     let mut by_row = std::collections::HashMap::new();
     for row in chats {
-        let read = chat(&row).with_context(|| format!("the chat {row:?}"))?;
+        let (Some(a), Some(b)) = (User::named(&row.user_a), User::named(&row.user_b)) else {
+            continue;
+        };
+        let read = chat(&row, a, b).with_context(|| format!("the chat {row:?}"))?;
         by_row.insert(row.id, read.chat);
         stored.chats.push(read);
     }
     for row in messages {
-        let chat = by_row.get(&row.chat_id).context("a message without a chat")?;
+        let Some(chat) = by_row.get(&row.chat_id) else { continue };
         let read = message(&row, *chat).with_context(|| format!("the message {row:?}"))?;
         stored.messages.push(read);
     }
     Ok(stored)
 }
 
-fn chat(row: &chat::Model) -> Result<StoredChat> {
-    let user = |name: &str| User::named(name).context("not a user of the fleet");
-    let (user_a, user_b) = (user(&row.user_a)?, user(&row.user_b)?);
+fn chat(row: &chat::Model, user_a: User, user_b: User) -> Result<StoredChat> {
     let chat = Chat::of(user_a, user_b);
     let a = member(row.a_read, row.a_delivered, row.a_missed)?;
     let b = member(row.b_read, row.b_delivered, row.b_missed)?;
