@@ -208,6 +208,8 @@ impl Events {
     }
 
     async fn look_at(&self, stream: u16) -> Result<EventStream, Error> {
+        // Before the stream is asked: it only grows, and other workers note how far it is all the time.
+        let known = self.store.event_stream(stream).await?;
         let named = self.jetstream.get_stream_no_info(subject::events(stream)).await;
         let named = named.map_err(Error::broker("get an event stream"))?;
         let info = named.get_info().await.map_err(|error| {
@@ -220,7 +222,7 @@ impl Events {
         let id = i32::from(stream);
         let found =
             EventStream { id, created: epoch(&info), high: info.state.last_sequence.cast_signed() };
-        let Some(mut known) = self.store.event_stream(stream).await? else {
+        let Some(mut known) = known else {
             self.store.create_event_stream(found).await?;
             return Ok(found);
         };
