@@ -37,6 +37,8 @@ pub struct History {
     pub devices: Vec<Log>,
     /// The database at the end, if it was looked at.
     pub stored: Option<Stored>,
+    /// Whether something was done that can cost users their logs.
+    pub may_lose_logs: bool,
 }
 
 /// What one device has seen, in the order in which it has. It was there before the first message was sent, so every

@@ -144,6 +144,6 @@ impl Shared {
             user: *user,
             records: log.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         };
-        History { devices: self.logs.iter().map(copy).collect(), stored: None }
+        History { devices: self.logs.iter().map(copy).collect(), ..History::default() }
     }
 }

@@ -21,7 +21,7 @@ use super::{History, Verdict};
 pub fn check(history: &History) -> Verdict {
     let mut verdict = Verdict::default();
     for (number, log) in history.devices.iter().enumerate() {
-        device::check(number, log, &mut verdict);
+        device::check(number, log, history.may_lose_logs, &mut verdict);
     }
     let users = users::merge(history, &mut verdict);
     let chats = chats::replay(&users, &mut verdict);

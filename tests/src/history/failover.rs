@@ -73,7 +73,8 @@ mod tests {
             answered(150, 2),
             answered(900, 3),
         ];
-        let history = History { devices: vec![Log { user: User(1), records }], stored: None };
+        let history =
+            History { devices: vec![Log { user: User(1), records }], ..History::default() };
         let found = failovers(&history, &[100, 2000], |chat| chat.high.0);
         assert_eq!(found, [800]);
     }

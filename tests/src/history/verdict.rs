@@ -30,13 +30,15 @@ pub enum Rule {
     IdOrder,
     /// Every event names the one before it.
     Prev,
+    /// No device is told to reload although its log was never lost.
+    LogsLast,
     /// Nothing contradicts anything else: texts, keys, copies of an event.
     Consistent,
 }
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Kept,
         Self::Stored,
         Self::Answered,
@@ -48,6 +50,7 @@ impl Rule {
         Self::Again,
         Self::IdOrder,
         Self::Prev,
+        Self::LogsLast,
         Self::Consistent,
     ];
 
@@ -65,6 +68,7 @@ impl Rule {
             Self::Again => "not acked, not sent again",
             Self::IdOrder => "event ids that did not increase",
             Self::Prev => "broken prev",
+            Self::LogsLast => "resync, though no log was lost",
             Self::Consistent => "contradictions",
         }
     }

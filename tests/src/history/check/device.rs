@@ -18,7 +18,7 @@ struct Device {
     may_jump: bool,
 }
 
-pub(super) fn check(number: usize, log: &Log, verdict: &mut Verdict) {
+pub(super) fn check(number: usize, log: &Log, may_lose_logs: bool, verdict: &mut Verdict) {
     let name = format!("device {number} of {}", log.user);
     let mut device = Device::default();
     for record in &log.records {
@@ -29,6 +29,9 @@ pub(super) fn check(number: usize, log: &Log, verdict: &mut Verdict) {
             }
             What::Resync => {
                 verdict.tally.resyncs += 1;
+                if !may_lose_logs {
+                    verdict.breach(Rule::LogsLast, || format!("{name} at {} ms", record.at));
+                }
                 device.may_jump = true;
                 device.owed.clear();
                 device.unacked.clear();
