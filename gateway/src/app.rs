@@ -33,6 +33,8 @@ use crate::{
 
 /// How long a publish waits for its confirmation.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long sessions that are cut have to store their cursors and say goodbye.
+const GOODBYE: Duration = Duration::from_secs(4);
 /// How often to look for a topology that no worker has written yet.
 const TOPOLOGY_PAUSE: Duration = Duration::from_millis(250);
 /// How often to look whether the connection was lost since the last sweep.
@@ -62,7 +64,7 @@ pub async fn run(
         .build(client.clone());
     let Some(topology) = topology(&jetstream, &stop).await else { return Ok(()) };
 
-    let gone = CancellationToken::new();
+    let (cut, gone) = (CancellationToken::new(), CancellationToken::new());
     let (tasks, sessions) = (TaskTracker::new(), TaskTracker::new());
     let log = EventLog::open(client.clone(), jetstream.clone(), topology).await?;
     let registry = Registry::new(client.clone(), gateway.clone(), config.limits.max_sessions);
@@ -104,6 +106,7 @@ pub async fn run(
         presence: presence.clone(),
         contacts,
         drain: stop.clone(),
+        cut: cut.clone(),
         tasks: sessions.clone(),
     });
     let router = routes::router(routes::App { shared, authenticator });
@@ -122,12 +125,16 @@ pub async fn run(
     tracing::info!(herald.sessions = registry.len(), "draining");
     // Its users come back elsewhere, the last of them that long after the last session has ended.
     let come_back = session::RECONNECT_SPREAD + config.grace;
-    if let Err(error) = leases.drain(config.drain_timeout + come_back).await {
+    if let Err(error) = leases.drain(config.drain_timeout + GOODBYE + come_back).await {
         tracing::warn!(%error, "the lease runs out by itself");
     }
     sessions.close();
     if tokio::time::timeout(config.drain_timeout, sessions.wait()).await.is_err() {
-        tracing::warn!(herald.sessions = registry.len(), "sessions had to be cut");
+        tracing::warn!(herald.sessions = registry.len(), "sessions with open requests are cut");
+        cut.cancel();
+        if tokio::time::timeout(GOODBYE, sessions.wait()).await.is_err() {
+            tracing::warn!("not every client could be told to come back");
+        }
     }
     if let Err(error) = leases.drain(come_back).await {
         tracing::warn!(%error, "the lease runs out later than it could");

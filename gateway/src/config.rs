@@ -34,7 +34,7 @@ pub struct Config {
     /// How often sessions are compared with their logs, so that a lost live event is found.
     #[arg(long, env = "HERALD_SWEEP", default_value = "30s", value_parser = humantime::parse_duration)]
     pub sweep: Duration,
-    /// How long open requests may take to finish after SIGTERM.
+    /// How long open requests may take to finish after SIGTERM; saying goodbye takes a few seconds more.
     #[arg(long, env = "HERALD_DRAIN_TIMEOUT", default_value = "20s", value_parser = humantime::parse_duration)]
     pub drain_timeout: Duration,
     /// What to log, as tracing `EnvFilter` directives.

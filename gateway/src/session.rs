@@ -16,7 +16,10 @@ use herald_proto::{
     wire::{Command, Signal},
 };
 use serde_json::value::to_raw_value;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::timeout,
+};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -66,6 +69,8 @@ pub struct Shared {
     pub contacts: Contacts,
     /// Cancelled when the gateway drains.
     pub drain: CancellationToken,
+    /// Cancelled when the gateway can't wait any longer for open requests.
+    pub cut: CancellationToken,
     /// The sessions' tasks, to be waited for.
     pub tasks: TaskTracker,
 }
@@ -93,6 +98,9 @@ struct Session<S> {
 
 /// The longest hint after which a client of a restarting gateway reconnects: spreads them.
 pub const RECONNECT_SPREAD: Duration = Duration::from_secs(5);
+
+/// How long a closing session waits for its cursor to be stored.
+const CURSOR_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Begins to serve a client, until it goes or has to.
 ///
@@ -161,7 +169,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         let mut out = Vec::new();
         let mut fetching = OptionFuture::from(None);
         let inbox = self.seat.inbox.clone();
-        let drain = self.shared.drain.clone();
+        let (drain, cut) = (self.shared.drain.clone(), self.shared.cut.clone());
         let mut is_draining = false;
         self.state.start(&mut out);
         loop {
@@ -204,6 +212,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                     is_draining = true;
                     self.state.drain(&mut out);
                 }
+                () = cut.cancelled() => return Some((CloseCode::ServiceRestart, String::new())),
             }
         }
     }
@@ -257,8 +266,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                     Output::Offline => self.go_offline(),
                     Output::Fetch { after, limit } => steps.push(Step::Fetch { after, limit }),
                     Output::StoreCursor(cursor) => {
-                        let key = subject::cursor_key(&self.identity.user, &self.identity.device);
-                        self.shared.cursors.store(key, cursor);
+                        self.store_cursor(cursor);
                     }
                     Output::Close(code, reason) => steps.push(Step::Close(code, reason)),
                 }
@@ -293,6 +301,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         }
     }
 
+    fn store_cursor(&self, cursor: EventId) {
+        let key = subject::cursor_key(&self.identity.user, &self.identity.device);
+        self.shared.cursors.store(key, cursor);
+    }
+
     fn go_offline(&mut self) {
         if std::mem::take(&mut self.is_present) {
             self.shared.presence.said_offline(&self.identity.user);
@@ -304,9 +317,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         self.state.store_cursor(&mut out);
         for output in out {
             if let Output::StoreCursor(cursor) = output {
-                self.shared
-                    .cursors
-                    .store(subject::cursor_key(&self.identity.user, &self.identity.device), cursor);
+                self.store_cursor(cursor);
             }
         }
         if self.is_present {
@@ -317,6 +328,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             if code == CloseCode::ServiceRestart {
                 let hint = RECONNECT_SPREAD.mul_f64(fastrand::f64()).as_millis();
                 reason = format!("{{\"retryAfter\":{hint}}}");
+            }
+            // Wherever the device comes back at once, what it has acked must not come again.
+            if timeout(CURSOR_PATIENCE, self.shared.cursors.stored()).await.is_err() {
+                tracing::warn!("a cursor takes long to be stored: its device may get events again");
             }
             tracing::debug!(herald.close_code = code.code(), %reason, "a session is closed");
             self.socket.close(code, &reason).await;

@@ -30,6 +30,7 @@ mod counts;
 mod cycle;
 mod deadletter;
 mod delivery;
+mod drain;
 mod errors;
 mod faults;
 mod hostile;

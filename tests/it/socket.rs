@@ -44,6 +44,7 @@ async fn session(cluster: &Cluster, bytes: usize) -> Result<WebSocketStream<Dupl
         presence: Presence::new(config.grace),
         contacts: Contacts::new(client),
         drain: CancellationToken::new(),
+        cut: CancellationToken::new(),
         tasks: TaskTracker::new(),
     });
     let (server, stream) = tokio::io::duplex(bytes);
