@@ -10,7 +10,6 @@ use async_nats::{
     Client,
     jetstream::{Context, context::ContextBuilder},
 };
-use axum::serve::ListenerExt;
 use futures::StreamExt;
 use herald_proto::{broker, instance, subject, topology::Topology};
 use tokio::{net::TcpListener, time::MissedTickBehavior};
@@ -28,7 +27,9 @@ use crate::{
     publisher::Publisher,
     registry::Registry,
     routes,
+    server::Server,
     session::{self, Shared},
+    waiting::Waiting,
 };
 
 /// How long a publish waits for its confirmation.
@@ -102,6 +103,7 @@ pub async fn run(
             topology,
             config.limits.max_publishes,
         ),
+        waiting: Waiting::new(config.limits.max_waiting),
         registry: registry.clone(),
         presence: presence.clone(),
         contacts,
@@ -111,15 +113,12 @@ pub async fn run(
     });
     let router = routes::router(routes::App { shared, authenticator });
     tracing::info!(server.address = %listener.local_addr()?, herald.gateway = %gateway, "serving");
-    // Small frames must not wait for the acknowledgement of those before them.
-    let listener = listener.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "a connection keeps Nagle's algorithm");
-        }
-    });
-    let server =
-        axum::serve(listener, router).with_graceful_shutdown(gone.clone().cancelled_owned());
-    let server = tokio::spawn(server.into_future());
+    let server = Server {
+        router,
+        handshake_timeout: config.limits.handshake_timeout,
+        max_handshakes: config.limits.max_handshakes,
+    };
+    tasks.spawn(server.run(listener, gone.clone()));
 
     stop.cancelled().await;
     tracing::info!(herald.sessions = registry.len(), "draining");
@@ -145,7 +144,6 @@ pub async fn run(
     if tokio::time::timeout(PUBLISH_TIMEOUT, rest).await.is_err() {
         tracing::warn!("not everything was finished in time; devices may get events again");
     }
-    server.abort();
     if let Err(error) = client.flush().await {
         tracing::warn!(%error, "the last messages to the broker may be lost");
     }

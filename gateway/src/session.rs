@@ -33,6 +33,7 @@ use crate::{
     presence::Presence,
     publisher::Publisher,
     registry::{Registry, Seat},
+    waiting::{Share, Waiting},
 };
 
 pub mod bucket;
@@ -61,6 +62,8 @@ pub struct Shared {
     pub cursors: Cursors,
     /// Where requests go.
     pub publisher: Publisher,
+    /// How many requests wait for their answers.
+    pub waiting: Waiting,
     /// Where sessions are found.
     pub registry: Registry,
     /// Who is told that users come and go.
@@ -93,6 +96,7 @@ struct Session<S> {
     socket: Socket<S>,
     seat: Seat,
     state: State,
+    waiting: Share,
     is_present: bool,
 }
 
@@ -112,7 +116,9 @@ where
     match open(&shared, &identity).await {
         Ok((seat, state)) => {
             shared.presence.opened(&identity.user);
-            let session = Session { shared, identity, socket, seat, state, is_present: true };
+            let waiting = shared.waiting.share();
+            let session =
+                Session { shared, identity, socket, seat, state, waiting, is_present: true };
             let tasks = session.shared.tasks.clone();
             tasks.spawn(session.run());
         }
@@ -184,6 +190,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                     Step::Close(code, reason) => return Some((code, reason)),
                 }
             }
+            self.waiting.set(self.state.open_requests());
             let next_tick = self.state.next_tick();
             tokio::select! {
                 message = self.socket.next() => match message {
@@ -296,7 +303,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             sent_at,
             request,
         };
-        if self.shared.publisher.submit(&chat, &command, &self.seat.inbox).is_err() {
+        let is_too_much = self.waiting.set(self.state.open_requests());
+        if is_too_much || self.shared.publisher.submit(&chat, &command, &self.seat.inbox).is_err() {
             self.state.not_published(&command.id, now_ms(), out);
         }
     }

@@ -34,6 +34,7 @@ mod drain;
 mod errors;
 mod faults;
 mod hostile;
+mod overload;
 mod presence;
 mod replicas;
 mod rewound;
