@@ -10,7 +10,6 @@ use async_nats::{
     Client,
     jetstream::{Context, context::ContextBuilder},
 };
-use axum::serve::ListenerExt;
 use futures::StreamExt;
 use herald_proto::{broker, instance, subject, topology::Topology};
 use tokio::{net::TcpListener, time::MissedTickBehavior};
@@ -28,11 +27,15 @@ use crate::{
     publisher::Publisher,
     registry::Registry,
     routes,
+    server::Server,
     session::{self, Shared},
+    waiting::Waiting,
 };
 
 /// How long a publish waits for its confirmation.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long sessions that are cut have to store their cursors and say goodbye.
+const GOODBYE: Duration = Duration::from_secs(4);
 /// How often to look for a topology that no worker has written yet.
 const TOPOLOGY_PAUSE: Duration = Duration::from_millis(250);
 /// How often to look whether the connection was lost since the last sweep.
@@ -62,7 +65,7 @@ pub async fn run(
         .build(client.clone());
     let Some(topology) = topology(&jetstream, &stop).await else { return Ok(()) };
 
-    let gone = CancellationToken::new();
+    let (cut, gone) = (CancellationToken::new(), CancellationToken::new());
     let (tasks, sessions) = (TaskTracker::new(), TaskTracker::new());
     let log = EventLog::open(client.clone(), jetstream.clone(), topology).await?;
     let registry = Registry::new(client.clone(), gateway.clone(), config.limits.max_sessions);
@@ -100,34 +103,37 @@ pub async fn run(
             topology,
             config.limits.max_publishes,
         ),
+        waiting: Waiting::new(config.limits.max_waiting),
         registry: registry.clone(),
         presence: presence.clone(),
         contacts,
         drain: stop.clone(),
+        cut: cut.clone(),
         tasks: sessions.clone(),
     });
     let router = routes::router(routes::App { shared, authenticator });
     tracing::info!(server.address = %listener.local_addr()?, herald.gateway = %gateway, "serving");
-    // Small frames must not wait for the acknowledgement of those before them.
-    let listener = listener.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "a connection keeps Nagle's algorithm");
-        }
-    });
-    let server =
-        axum::serve(listener, router).with_graceful_shutdown(gone.clone().cancelled_owned());
-    let server = tokio::spawn(server.into_future());
+    let server = Server {
+        router,
+        handshake_timeout: config.limits.handshake_timeout,
+        max_handshakes: config.limits.max_handshakes,
+    };
+    tasks.spawn(server.run(listener, gone.clone()));
 
     stop.cancelled().await;
     tracing::info!(herald.sessions = registry.len(), "draining");
     // Its users come back elsewhere, the last of them that long after the last session has ended.
     let come_back = session::RECONNECT_SPREAD + config.grace;
-    if let Err(error) = leases.drain(config.drain_timeout + come_back).await {
+    if let Err(error) = leases.drain(config.drain_timeout + GOODBYE + come_back).await {
         tracing::warn!(%error, "the lease runs out by itself");
     }
     sessions.close();
     if tokio::time::timeout(config.drain_timeout, sessions.wait()).await.is_err() {
-        tracing::warn!(herald.sessions = registry.len(), "sessions had to be cut");
+        tracing::warn!(herald.sessions = registry.len(), "sessions with open requests are cut");
+        cut.cancel();
+        if tokio::time::timeout(GOODBYE, sessions.wait()).await.is_err() {
+            tracing::warn!("not every client could be told to come back");
+        }
     }
     if let Err(error) = leases.drain(come_back).await {
         tracing::warn!(%error, "the lease runs out later than it could");
@@ -138,7 +144,6 @@ pub async fn run(
     if tokio::time::timeout(PUBLISH_TIMEOUT, rest).await.is_err() {
         tracing::warn!("not everything was finished in time; devices may get events again");
     }
-    server.abort();
     if let Err(error) = client.flush().await {
         tracing::warn!(%error, "the last messages to the broker may be lost");
     }

@@ -34,7 +34,7 @@ pub struct Config {
     /// How often sessions are compared with their logs, so that a lost live event is found.
     #[arg(long, env = "HERALD_SWEEP", default_value = "30s", value_parser = humantime::parse_duration)]
     pub sweep: Duration,
-    /// How long open requests may take to finish after SIGTERM.
+    /// How long open requests may take to finish after SIGTERM; saying goodbye takes a few seconds more.
     #[arg(long, env = "HERALD_DRAIN_TIMEOUT", default_value = "20s", value_parser = humantime::parse_duration)]
     pub drain_timeout: Duration,
     /// What to log, as tracing `EnvFilter` directives.
@@ -102,6 +102,15 @@ pub struct Limits {
     /// The most requests of all sessions on their way to the broker.
     #[arg(long, env = "HERALD_MAX_PUBLISHES", default_value_t = 8192)]
     pub max_publishes: usize,
+    /// The most requests of all sessions that wait for their answers: more are `unavailable` at once.
+    #[arg(long, env = "HERALD_MAX_WAITING", default_value_t = 16_384)]
+    pub max_waiting: usize,
+    /// How long a connection may take to become a session.
+    #[arg(long, env = "HERALD_HANDSHAKE_TIMEOUT", default_value = "10s", value_parser = humantime::parse_duration)]
+    pub handshake_timeout: Duration,
+    /// The most connections in that state; past it the one that has taken longest is cut off.
+    #[arg(long, env = "HERALD_MAX_HANDSHAKES", default_value_t = 4096)]
+    pub max_handshakes: usize,
     /// How long an event may stay unacked before it is sent again.
     #[arg(long, env = "HERALD_ACK_WAIT", default_value = "15s", value_parser = humantime::parse_duration)]
     pub ack_wait: Duration,
@@ -143,6 +152,7 @@ impl Config {
         at_least("sweep", self.sweep, Duration::from_millis(100))?;
         at_least("ack-wait", limits.ack_wait, Duration::from_millis(100))?;
         at_least("request-timeout", limits.request_timeout, Duration::from_millis(100))?;
+        at_least("handshake-timeout", limits.handshake_timeout, Duration::from_millis(100))?;
         at_least("ping-interval", limits.ping_interval, Duration::from_millis(100))?;
         at_least("write-timeout", limits.write_timeout, Duration::from_millis(100))?;
         at_least("cursor-interval", limits.cursor_interval, Duration::from_millis(10))?;
@@ -153,6 +163,8 @@ impl Config {
         positive("window-bytes", limits.window_bytes)?;
         positive("max-sessions", limits.max_sessions)?;
         positive("max-publishes", limits.max_publishes)?;
+        positive("max-waiting", limits.max_waiting)?;
+        positive("max-handshakes", limits.max_handshakes)?;
         if limits.rate == 0 || limits.burst == 0 {
             return Err("--rate and --burst: must be at least 1".into());
         }

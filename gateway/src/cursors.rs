@@ -2,12 +2,12 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use futures::StreamExt;
 use herald_proto::EventId;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::log::EventLog;
@@ -15,9 +15,18 @@ use crate::log::EventLog;
 /// Where sessions leave their cursors. Clones share it.
 #[derive(Clone)]
 pub struct Cursors {
-    /// By key; bounded by the number of devices that were connected since the last flush.
-    waiting: Arc<Mutex<HashMap<String, EventId>>>,
+    left: Arc<Mutex<Left>>,
     arrived: Arc<Notify>,
+    /// The last round that is over.
+    done: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct Left {
+    /// By key; bounded by the number of devices that were connected since the last round.
+    waiting: HashMap<String, EventId>,
+    /// The round that takes what is waiting.
+    next_round: u64,
 }
 
 /// Cursors stored at the same time.
@@ -27,16 +36,36 @@ impl Cursors {
     /// Nothing to store yet.
     #[allow(clippy::new_without_default)] // a default would hide that it needs a flusher
     pub fn new() -> Self {
-        Self { waiting: Arc::default(), arrived: Arc::default() }
+        let left = Left { next_round: 1, ..Left::default() };
+        Self {
+            left: Arc::new(Mutex::new(left)),
+            arrived: Arc::default(),
+            done: watch::Sender::new(0),
+        }
+    }
+
+    fn left(&self) -> MutexGuard<'_, Left> {
+        // Every change is one statement: whole, whoever panicked while holding the lock.
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Leaves a cursor. A later one of the same device replaces it.
     pub fn store(&self, key: String, cursor: EventId) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let latest = waiting.entry(key).or_insert(cursor);
+        let mut left = self.left();
+        let latest = left.waiting.entry(key).or_insert(cursor);
         *latest = cursor.max(*latest);
-        drop(waiting);
+        drop(left);
         self.arrived.notify_one();
+    }
+
+    /// Waits until all that was left before has been stored, or could not be.
+    pub async fn stored(&self) {
+        let round = {
+            let left = self.left();
+            if left.waiting.is_empty() { left.next_round - 1 } else { left.next_round }
+        };
+        // The sender is this very value: it can't be gone.
+        let _ = self.done.subscribe().wait_for(|done| *done >= round).await;
     }
 
     /// Stores what is left here until `stop`, and then what is still there. A cursor that can't be stored means that its
@@ -49,8 +78,11 @@ impl Cursors {
             }
             // Asked before the cursors are taken: what is left after it is asked is taken.
             let is_last = stop.is_cancelled();
-            let batch =
-                std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+            let (batch, round) = {
+                let mut left = self.left();
+                left.next_round += 1;
+                (std::mem::take(&mut left.waiting), left.next_round - 1)
+            };
             futures::stream::iter(batch)
                 .for_each_concurrent(AT_ONCE, async |(key, cursor)| {
                     if let Err(error) = log.store_cursor(&key, cursor).await {
@@ -58,6 +90,7 @@ impl Cursors {
                     }
                 })
                 .await;
+            self.done.send_replace(round);
             if is_last {
                 return;
             }

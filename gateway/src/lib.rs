@@ -2,11 +2,11 @@
 //! delivers users' events and sends again what is not acked. It keeps nothing: a session can go on at any gateway.
 //!
 //! ```text
-//! routes ─▶ auth
-//!    └────▶ session (one task a connection) ─▶ state (the rules, pure) ─▶ feed ─▶ window
-//!              │    ▲
-//!              │    └── inbox ◀── registry ◀── live taps, replies, sweep
-//!              └─▶ publisher ─▶ FRAMES,  log ─▶ EVENTS, CURSORS,  presence ─▶ SESSIONS, LEASES
+//! server ─▶ routes ─▶ auth
+//!               └───▶ session (one task a connection) ─▶ state (the rules, pure) ─▶ feed ─▶ window
+//!                        │    ▲
+//!                        │    └── inbox ◀── registry ◀── live taps, replies, sweep
+//!                        └─▶ publisher ─▶ FRAMES,  log ─▶ EVENTS, CURSORS,  presence ─▶ SESSIONS, LEASES
 //! ```
 
 pub mod app;
@@ -22,4 +22,6 @@ pub mod presence;
 pub mod publisher;
 pub mod registry;
 pub mod routes;
+pub mod server;
 pub mod session;
+pub mod waiting;

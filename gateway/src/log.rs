@@ -58,6 +58,8 @@ struct Stored {
     sequence: u64,
     is_removed: bool,
     payload: Bytes,
+    /// How many messages that were asked for come after it, whether in the same answer or not.
+    pending: u64,
 }
 
 /// A key of a bucket.
@@ -77,6 +79,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const MAX_BYTES: usize = 256 * 1024;
 /// The most events read from a log at once: far fewer than a subscription may hold.
 const MAX_EVENTS: usize = 1024;
+/// The header of a batch's messages that counts what comes after them (ADR-31).
+const NUM_PENDING: &str = "Nats-Num-Pending";
 /// The most subjects of which the broker returns the last message at once (ADR-31).
 const MULTI_LAST: usize = 1024;
 
@@ -188,14 +192,15 @@ impl EventLog {
         let (subject, stream) =
             (self.topology.event_subject(user), self.topology.event_stream(user));
         // From the event itself on: its presence proves that nothing after it was dropped.
-        let request = DirectGet {
-            seq: Some(after.0.max(1)),
+        let from = |sequence: u64| DirectGet {
+            seq: Some(sequence.max(1)),
             next_by_subj: Some(&subject),
             batch: Some(limit + 2),
             max_bytes: Some(MAX_BYTES),
             ..DirectGet::default()
         };
-        let mut found = self.get(&subject::events(stream), &request).await?;
+        let name = subject::events(stream);
+        let mut found = self.get(&name, &from(after.0)).await?;
         let is_there = found.first().is_some_and(|first| first.sequence == after.0);
         let resync = if is_there || self.reaches_back(&subject, stream, after).await? {
             None
@@ -210,9 +215,14 @@ impl EventLog {
             Some(place)
         };
         if is_there {
-            found.remove(0);
+            let own = found.remove(0);
+            if found.is_empty() && own.pending > 0 {
+                // As large as an answer may be.
+                found = self.get(&name, &from(after.0 + 1)).await?;
+            }
         }
-        let more = found.len() > limit;
+        // The answer ends where its bytes do, if not before.
+        let more = found.len() > limit || found.last().is_some_and(|last| last.pending > 0);
         found.truncate(limit);
         let events =
             found.into_iter().map(|event| (EventId(event.sequence), event.payload)).collect();
@@ -389,6 +399,7 @@ fn stored(message: async_nats::Message) -> Result<Stored, Error> {
             .ok_or(Error::Unreadable("a stored message"))?,
         is_removed: headers.get("KV-Operation").is_some()
             || headers.get("Nats-Marker-Reason").is_some(),
+        pending: header::number(headers, NUM_PENDING).unwrap_or(0),
         payload: message.payload,
     })
 }

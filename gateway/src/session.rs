@@ -16,7 +16,10 @@ use herald_proto::{
     wire::{Command, Signal},
 };
 use serde_json::value::to_raw_value;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::timeout,
+};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -30,6 +33,7 @@ use crate::{
     presence::Presence,
     publisher::Publisher,
     registry::{Registry, Seat},
+    waiting::{Share, Waiting},
 };
 
 pub mod bucket;
@@ -58,6 +62,8 @@ pub struct Shared {
     pub cursors: Cursors,
     /// Where requests go.
     pub publisher: Publisher,
+    /// How many requests wait for their answers.
+    pub waiting: Waiting,
     /// Where sessions are found.
     pub registry: Registry,
     /// Who is told that users come and go.
@@ -66,6 +72,8 @@ pub struct Shared {
     pub contacts: Contacts,
     /// Cancelled when the gateway drains.
     pub drain: CancellationToken,
+    /// Cancelled when the gateway can't wait any longer for open requests.
+    pub cut: CancellationToken,
     /// The sessions' tasks, to be waited for.
     pub tasks: TaskTracker,
 }
@@ -88,11 +96,15 @@ struct Session<S> {
     socket: Socket<S>,
     seat: Seat,
     state: State,
+    waiting: Share,
     is_present: bool,
 }
 
 /// The longest hint after which a client of a restarting gateway reconnects: spreads them.
 pub const RECONNECT_SPREAD: Duration = Duration::from_secs(5);
+
+/// How long a closing session waits for its cursor to be stored.
+const CURSOR_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Begins to serve a client, until it goes or has to.
 ///
@@ -104,7 +116,9 @@ where
     match open(&shared, &identity).await {
         Ok((seat, state)) => {
             shared.presence.opened(&identity.user);
-            let session = Session { shared, identity, socket, seat, state, is_present: true };
+            let waiting = shared.waiting.share();
+            let session =
+                Session { shared, identity, socket, seat, state, waiting, is_present: true };
             let tasks = session.shared.tasks.clone();
             tasks.spawn(session.run());
         }
@@ -161,7 +175,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         let mut out = Vec::new();
         let mut fetching = OptionFuture::from(None);
         let inbox = self.seat.inbox.clone();
-        let drain = self.shared.drain.clone();
+        let (drain, cut) = (self.shared.drain.clone(), self.shared.cut.clone());
         let mut is_draining = false;
         self.state.start(&mut out);
         loop {
@@ -176,6 +190,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                     Step::Close(code, reason) => return Some((code, reason)),
                 }
             }
+            self.waiting.set(self.state.open_requests());
             let next_tick = self.state.next_tick();
             tokio::select! {
                 message = self.socket.next() => match message {
@@ -204,6 +219,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                     is_draining = true;
                     self.state.drain(&mut out);
                 }
+                () = cut.cancelled() => return Some((CloseCode::ServiceRestart, String::new())),
             }
         }
     }
@@ -257,8 +273,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                     Output::Offline => self.go_offline(),
                     Output::Fetch { after, limit } => steps.push(Step::Fetch { after, limit }),
                     Output::StoreCursor(cursor) => {
-                        let key = subject::cursor_key(&self.identity.user, &self.identity.device);
-                        self.shared.cursors.store(key, cursor);
+                        self.store_cursor(cursor);
                     }
                     Output::Close(code, reason) => steps.push(Step::Close(code, reason)),
                 }
@@ -288,9 +303,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             sent_at,
             request,
         };
-        if self.shared.publisher.submit(&chat, &command, &self.seat.inbox).is_err() {
+        let is_too_much = self.waiting.set(self.state.open_requests());
+        if is_too_much || self.shared.publisher.submit(&chat, &command, &self.seat.inbox).is_err() {
             self.state.not_published(&command.id, now_ms(), out);
         }
+    }
+
+    fn store_cursor(&self, cursor: EventId) {
+        let key = subject::cursor_key(&self.identity.user, &self.identity.device);
+        self.shared.cursors.store(key, cursor);
     }
 
     fn go_offline(&mut self) {
@@ -304,9 +325,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         self.state.store_cursor(&mut out);
         for output in out {
             if let Output::StoreCursor(cursor) = output {
-                self.shared
-                    .cursors
-                    .store(subject::cursor_key(&self.identity.user, &self.identity.device), cursor);
+                self.store_cursor(cursor);
             }
         }
         if self.is_present {
@@ -317,6 +336,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             if code == CloseCode::ServiceRestart {
                 let hint = RECONNECT_SPREAD.mul_f64(fastrand::f64()).as_millis();
                 reason = format!("{{\"retryAfter\":{hint}}}");
+            }
+            // Wherever the device comes back at once, what it has acked must not come again.
+            if timeout(CURSOR_PATIENCE, self.shared.cursors.stored()).await.is_err() {
+                tracing::warn!("a cursor takes long to be stored: its device may get events again");
             }
             tracing::debug!(herald.close_code = code.code(), %reason, "a session is closed");
             self.socket.close(code, &reason).await;

@@ -29,7 +29,9 @@ fn failed(ended: Ended) -> anyhow::Error {
 /// A gateway in a process of its own, and a way to put events into logs without any frames.
 async fn gateway(flags: &[&str]) -> Result<(Cluster, Child, Context)> {
     let cluster = Cluster::start(Backend::Sqlite, Options::of(0, 1)).await?;
-    let gateway = cluster.gateway_process("gateway", flags).await?;
+    // Nothing may wait for a sweep to find out that there is more.
+    let flags = [&["--sweep", "1h"], flags].concat();
+    let gateway = cluster.gateway_process("gateway", &flags).await?;
     let broker = jetstream::new(async_nats::connect(cluster.broker.url()).await?);
     Ok((cluster, gateway, broker))
 }
@@ -171,4 +173,13 @@ async fn a_client_that_does_not_read_is_closed_costs_others_nothing_and_gets_its
         drain(&mut again, count, |_| Ok(())).await.context(user)?;
     }
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_larger_than_what_is_read_at_once_come_too() -> Result<()> {
+    let (_cluster, gateway, broker) = gateway(&[]).await?;
+    let url = format!("ws://{}/ws", gateway.address);
+    Connection::login(&url, "away").await?.close().await;
+    fill(&broker, "away", 10, 300_000).await?;
+    drain(&mut Connection::login(&url, "away").await?, 10, |_| Ok(())).await
 }

@@ -15,6 +15,7 @@ use herald_gateway::{
     publisher::Publisher,
     registry::Registry,
     session::{self, Identity, Shared, Socket},
+    waiting::Waiting,
 };
 use herald_proto::{DeviceId, UserId, topology::Topology};
 use herald_tests::{Backend, Cluster, Options};
@@ -40,10 +41,12 @@ async fn session(cluster: &Cluster, bytes: usize) -> Result<WebSocketStream<Dupl
         log: EventLog::open(client.clone(), context.clone(), topology).await?,
         cursors: Cursors::new(),
         publisher: Publisher::start(client.clone(), context, topology, 16),
+        waiting: Waiting::new(16),
         registry: Registry::new(client.clone(), gateway, 10),
         presence: Presence::new(config.grace),
         contacts: Contacts::new(client),
         drain: CancellationToken::new(),
+        cut: CancellationToken::new(),
         tasks: TaskTracker::new(),
     });
     let (server, stream) = tokio::io::duplex(bytes);

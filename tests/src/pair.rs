@@ -49,34 +49,40 @@ impl Gateways {
         fastrand::choice(urls.iter()).cloned().context("there is no gateway")
     }
 
-    /// Connects a user to any of them, trying for a while.
+    /// Connects a user to any of them, trying for a while, and waits until the session has begun.
     ///
     /// # Errors
     /// If it is not let in.
     pub async fn login(&self, user: &str) -> Result<Connection> {
+        self.enter(user, false).await
+    }
+
+    /// Connects a user again whose session has ended, after the time that it was told to wait. What was not acked comes
+    /// at once.
+    ///
+    /// # Errors
+    /// As [`Self::login`].
+    pub async fn login_again(&self, user: &str, ended: &Ended) -> Result<Connection> {
+        sleep(ended.retry_after.map_or(PAUSE, Duration::from_millis)).await;
+        self.enter(user, true).await
+    }
+
+    async fn enter(&self, user: &str, is_known: bool) -> Result<Connection> {
         let begin = Instant::now();
         loop {
-            match Connection::login(&self.any()?, user).await {
+            let url = self.any()?;
+            let connected = if is_known {
+                Connection::connect(&url, user, "default").await
+            } else {
+                Connection::login(&url, user).await
+            };
+            match connected {
                 Ok(connection) => return Ok(connection),
                 Err(error) if begin.elapsed() > PATIENCE => return Err(error),
                 Err(_) => sleep(PAUSE).await,
             }
         }
     }
-
-    /// Connects a user again whose session has ended, after the time that it was told to wait.
-    ///
-    /// # Errors
-    /// As [`Self::login`].
-    pub async fn login_again(&self, user: &str, ended: &Ended) -> Result<Connection> {
-        sleep(hint(ended).unwrap_or(PAUSE)).await;
-        self.login(user).await
-    }
-}
-
-/// The `retryAfter` of a gateway that restarts.
-fn hint(ended: &Ended) -> Option<Duration> {
-    ended.retry_after.map(Duration::from_millis)
 }
 
 /// A message that was stored.

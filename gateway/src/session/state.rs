@@ -210,6 +210,11 @@ impl State {
         }
     }
 
+    /// How many requests wait for their answers.
+    pub fn open_requests(&self) -> usize {
+        self.open.len()
+    }
+
     /// An event has come into the log.
     pub fn live(
         &mut self,

@@ -1,0 +1,115 @@
+//! Takes connections until their handshakes are done. Who has not finished in time is cut off, and when too many have
+//! not, the one that has taken longest: a client that means it is through in a moment, and never finds the door shut.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+/// Serves HTTP connections.
+pub struct Server {
+    /// What is served.
+    pub router: Router,
+    /// How long a connection may last that does not become a WebSocket.
+    pub handshake_timeout: Duration,
+    /// The most connections in that state.
+    pub max_handshakes: usize,
+}
+
+/// How long to wait when the system has no more sockets to give.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Handshakes under way, oldest first.
+#[derive(Clone, Default)]
+struct Handshakes(Arc<Mutex<BTreeMap<u64, CancellationToken>>>);
+
+/// A place among the handshakes; dropping it gives the place up.
+struct Place {
+    handshakes: Handshakes,
+    number: u64,
+    evicted: CancellationToken,
+}
+
+impl Server {
+    /// Takes connections until `gone`.
+    pub async fn run(self, listener: TcpListener, gone: CancellationToken) {
+        let handshakes = Handshakes::default();
+        for number in 0.. {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = gone.cancelled() => return,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    let place = handshakes.enter(number, self.max_handshakes);
+                    tokio::spawn(shake_hands(
+                        stream,
+                        self.router.clone(),
+                        self.handshake_timeout,
+                        place,
+                    ));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a connection can't be taken");
+                    sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+async fn shake_hands(stream: TcpStream, router: Router, patience: Duration, place: Place) {
+    // Small frames must not wait for the acknowledgement of those before them.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "a connection keeps Nagle's algorithm");
+    }
+    let connection = http1::Builder::new()
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .with_upgrades();
+    tokio::select! {
+        served = timeout(patience, connection) => match served {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "a client left during its handshake"),
+            Err(_) => tracing::debug!("a handshake was not finished in time"),
+        },
+        () = place.evicted.cancelled() => {
+            tracing::debug!("too many handshakes at once, the one that took longest is cut off");
+        }
+    }
+}
+
+impl Handshakes {
+    fn all(&self) -> MutexGuard<'_, BTreeMap<u64, CancellationToken>> {
+        // Every change is one statement: whole, whoever panicked while holding the lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enter(&self, number: u64, most: usize) -> Place {
+        let evicted = CancellationToken::new();
+        let mut all = self.all();
+        all.insert(number, evicted.clone());
+        if all.len() > most
+            && let Some((_, oldest)) = all.pop_first()
+        {
+            oldest.cancel();
+        }
+        drop(all);
+        Place { handshakes: self.clone(), number, evicted }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.handshakes.all().remove(&self.number);
+    }
+}
