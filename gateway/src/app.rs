@@ -101,6 +101,7 @@ pub async fn run(
             client.clone(),
             jetstream,
             topology,
+            gateway.clone(),
             config.limits.max_publishes,
         ),
         waiting: Waiting::new(config.limits.max_waiting),

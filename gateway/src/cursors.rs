@@ -25,6 +25,8 @@ pub struct Cursors {
 struct Left {
     /// By key; bounded by the number of devices that were connected since the last round.
     waiting: HashMap<String, EventId>,
+    /// What this round stores.
+    under_way: HashMap<String, EventId>,
     /// The round that takes what is waiting.
     next_round: u64,
 }
@@ -58,6 +60,12 @@ impl Cursors {
         self.arrived.notify_one();
     }
 
+    /// The cursor that was left under this key and may not be stored yet: a device that comes back at once has acked it.
+    pub fn latest(&self, key: &str) -> Option<EventId> {
+        let left = self.left();
+        left.waiting.get(key).or_else(|| left.under_way.get(key)).copied()
+    }
+
     /// Waits until all that was left before has been stored, or could not be.
     pub async fn stored(&self) {
         let round = {
@@ -81,7 +89,8 @@ impl Cursors {
             let (batch, round) = {
                 let mut left = self.left();
                 left.next_round += 1;
-                (std::mem::take(&mut left.waiting), left.next_round - 1)
+                left.under_way = std::mem::take(&mut left.waiting);
+                (left.under_way.clone(), left.next_round - 1)
             };
             futures::stream::iter(batch)
                 .for_each_concurrent(AT_ONCE, async |(key, cursor)| {
@@ -90,6 +99,7 @@ impl Cursors {
                     }
                 })
                 .await;
+            self.left().under_way = HashMap::new();
             self.done.send_replace(round);
             if is_last {
                 return;

@@ -1,31 +1,38 @@
-//! Publishes clients' requests to `FRAMES`, all in the order in which they came, and tells a session what was not
-//! confirmed. Bounded: a request that finds no place is refused at once.
+//! Publishes clients' requests to `FRAMES`, each partition's in the order in which they came, and tells a session what
+//! was not confirmed. Bounded: a request that finds no place is refused at once.
+//!
+//! Each partition has one bundle on its way. What comes meanwhile makes the next: so bundles grow under load, and
+//! a request that comes alone does not wait.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use async_nats::{
-    Client, HeaderMap, connection,
-    jetstream::{Context, context::PublishAckFuture, message::PublishMessage},
+    Client, connection,
+    jetstream::{Context, context::PublishError},
 };
+use bytes::Bytes;
 use futures::{StreamExt, stream::FuturesUnordered};
 use herald_proto::{
     Chat, Error as ClientError, RequestId,
     clock::now_ms,
     frame::{Answer, Response, to_text},
-    telemetry,
+    subject, telemetry,
     topology::Topology,
-    wire::Command,
+    wire::{Bundle, Command, MAX_COMMANDS},
 };
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::inbox::{Delivery, Inbox};
 
 /// A request on its way.
 struct Job {
-    subject: String,
-    message: PublishMessage,
+    partition: u16,
+    /// The command, as JSON.
+    body: Vec<u8>,
     id: RequestId,
     inbox: Arc<Inbox>,
+    /// Its place among all that are on their way.
+    _place: OwnedSemaphorePermit,
 }
 
 /// Publishes for a gateway. Clones share the queue.
@@ -33,84 +40,143 @@ struct Job {
 pub struct Publisher {
     client: Client,
     topology: Topology,
-    jobs: mpsc::Sender<Job>,
+    jobs: mpsc::UnboundedSender<Job>,
+    /// Bounds the queue, and what was taken from it and is not confirmed.
+    places: Arc<Semaphore>,
 }
-
-/// A request that can't be taken now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Refused;
 
 /// Milliseconds after which a client may try again.
 const RETRY_AFTER: u64 = 1000;
+/// A bundle is not extended past this size, in bytes: well below what NATS takes in a message.
+const MAX_BYTES: usize = 256 * 1024;
 
 impl Publisher {
-    /// Starts the publisher; at most `capacity` requests wait in it. It ends when its last clone is dropped.
-    pub fn start(client: Client, jetstream: Context, topology: Topology, capacity: usize) -> Self {
-        let (jobs, waiting) = mpsc::channel(capacity);
-        tokio::spawn(run(jetstream, waiting, capacity));
-        Self { client, topology, jobs }
+    /// Starts the publisher; at most `capacity` requests are on their way. It ends when its last clone is dropped.
+    pub fn start(
+        client: Client,
+        jetstream: Context,
+        topology: Topology,
+        gateway: Arc<str>,
+        capacity: usize,
+    ) -> Self {
+        let (jobs, waiting) = mpsc::unbounded_channel();
+        tokio::spawn(run(jetstream, gateway, topology.partitions, waiting));
+        Self { client, topology, jobs, places: Arc::new(Semaphore::new(capacity)) }
     }
 
     /// Sends a request on its way. Whether it was confirmed is told to the inbox, and only if it was not.
     ///
     /// # Errors
-    /// [`Refused`] if there is no connection to the broker, or no place.
+    /// The request's id if there is no connection to the broker, or no place.
     pub fn submit(
         &self,
         chat: &Chat,
-        command: &Command,
+        mut command: Command,
         inbox: &Arc<Inbox>,
-    ) -> Result<(), Refused> {
-        if self.client.connection_state() != connection::State::Connected {
-            return Err(Refused);
-        }
+    ) -> Result<(), RequestId> {
+        let place = self.places.clone().try_acquire_owned();
+        let is_connected = self.client.connection_state() == connection::State::Connected;
+        let (Ok(place), true) = (place, is_connected) else { return Err(command.id) };
         let span = tracing::info_span!(
             "publish frame",
             otel.kind = "producer",
             messaging.system = "nats",
             messaging.operation.name = "publish",
-            messaging.destination.name = herald_proto::subject::FRAMES,
+            messaging.destination.name = subject::FRAMES,
             herald.request = command.request.kind(),
         );
-        let mut headers = HeaderMap::new();
-        telemetry::inject(&span, &mut headers);
-        let body = serde_json::to_vec(command).map_err(|_| Refused)?;
+        command.traceparent = telemetry::traceparent(&span);
+        let Ok(body) = serde_json::to_vec(&command) else { return Err(command.id) };
         let job = Job {
-            subject: self.topology.frame_subject(chat),
-            message: PublishMessage::build().payload(body.into()).headers(headers),
-            id: command.id.clone(),
+            partition: self.topology.partition(chat),
+            body,
+            id: command.id,
             inbox: inbox.clone(),
+            _place: place,
         };
-        self.jobs.try_send(job).map_err(|_| Refused)
+        self.jobs.send(job).map_err(|refused| refused.0.id)
     }
 }
 
-async fn run(jetstream: Context, mut jobs: mpsc::Receiver<Job>, capacity: usize) {
-    let mut unconfirmed = FuturesUnordered::new();
-    loop {
+/// What one partition has on its way and waiting.
+#[derive(Default)]
+struct Lane {
+    is_under_way: bool,
+    waiting: VecDeque<Job>,
+}
+
+impl Lane {
+    /// Takes the next bundle, if none is on its way.
+    fn next(&mut self) -> Option<Vec<Job>> {
+        if self.is_under_way || self.waiting.is_empty() {
+            return None;
+        }
+        self.is_under_way = true;
+        let mut bytes = 0;
+        let fits = |job: &&Job| {
+            bytes += job.body.len();
+            bytes <= MAX_BYTES
+        };
+        let count = self.waiting.iter().take(MAX_COMMANDS).take_while(fits).count();
+        Some(self.waiting.drain(..count.max(1)).collect())
+    }
+}
+
+async fn run(
+    jetstream: Context,
+    gateway: Arc<str>,
+    partitions: u16,
+    mut jobs: mpsc::UnboundedReceiver<Job>,
+) {
+    let mut lanes: Vec<Lane> = (0..partitions).map(|_| Lane::default()).collect();
+    let mut under_way = FuturesUnordered::new();
+    let mut arrived = Vec::new();
+    let mut is_open = true;
+    while is_open || !under_way.is_empty() {
+        let mut due = Vec::new();
         tokio::select! {
-            job = jobs.recv(), if unconfirmed.len() < capacity => {
-                let Some(Job { subject, message, id, inbox }) = job else { break };
-                match jetstream.send_publish(subject, message).await {
-                    Ok(confirmation) => unconfirmed.push(confirm(confirmation, id, inbox)),
-                    Err(error) => fail(&error, &id, &inbox),
+            count = jobs.recv_many(&mut arrived, MAX_COMMANDS), if is_open => {
+                is_open = count > 0;
+                for job in arrived.drain(..) {
+                    due.push(job.partition);
+                    if let Some(lane) = lanes.get_mut(usize::from(job.partition)) {
+                        lane.waiting.push_back(job);
+                    }
                 }
             }
-            Some(()) = unconfirmed.next() => {}
+            Some(partition) = under_way.next() => {
+                due.push(partition);
+                if let Some(lane) = lanes.get_mut(usize::from(partition)) {
+                    lane.is_under_way = false;
+                }
+            }
+        }
+        for partition in due {
+            if let Some(bundle) = lanes.get_mut(usize::from(partition)).and_then(Lane::next) {
+                under_way.push(publish(&jetstream, &gateway, partition, bundle));
+            }
         }
     }
-    while unconfirmed.next().await.is_some() {}
 }
 
-async fn confirm(confirmation: PublishAckFuture, id: RequestId, inbox: Arc<Inbox>) {
-    if let Err(error) = confirmation.await {
-        fail(&error, &id, &inbox);
+/// Publishes a bundle and waits until it is confirmed; tells the sessions if it is not.
+async fn publish(jetstream: &Context, gateway: &str, partition: u16, bundle: Vec<Job>) -> u16 {
+    let body = Bundle::join(gateway, bundle.iter().map(|job| job.body.as_slice()));
+    if let Err(error) = confirm(jetstream, partition, body.into()).await {
+        tracing::warn!(%error, herald.requests = bundle.len(), "requests were not confirmed by the broker");
+        for job in &bundle {
+            fail(&job.id, &job.inbox);
+        }
     }
+    partition
+}
+
+async fn confirm(jetstream: &Context, partition: u16, body: Bytes) -> Result<(), PublishError> {
+    jetstream.publish(subject::frames(partition), body).await?.await.map(drop)
 }
 
 /// The request may still arrive: whoever sends it again gets the same answer.
-fn fail(error: &dyn std::error::Error, id: &RequestId, inbox: &Inbox) {
-    tracing::warn!(%error, "a request was not confirmed by the broker");
+fn fail(id: &RequestId, inbox: &Inbox) {
     let error = ClientError::unavailable("the service can't take the request now", RETRY_AFTER);
     let id = id.as_str().to_owned();
     let response =

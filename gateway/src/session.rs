@@ -140,7 +140,10 @@ async fn open(shared: &Shared, identity: &Identity) -> Result<(Seat, State), Err
         session: seat.id,
     };
     shared.signal(&identity.user, &signal).await;
-    let cursor = shared.log.cursor(&identity.user, &identity.device).await?;
+    // Asked first: what is on its way now is stored then.
+    let latest = shared.cursors.latest(&subject::cursor_key(&identity.user, &identity.device));
+    let stored = shared.log.cursor(&identity.user, &identity.device).await?;
+    let cursor = latest.map_or(stored, |latest| latest.max(stored));
     let (limits, now) = (shared.limits.clone(), now());
     Ok((seat, State::new(identity.user.clone(), limits, cursor, identity.expires_at, now)))
 }
@@ -297,15 +300,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         let Some(chat) = Chat::between(user, request.peer()) else { return };
         let command = Command {
             from: user.clone(),
-            gateway: self.shared.gateway.to_string(),
             session: self.seat.id,
             id,
             sent_at,
+            traceparent: None,
             request,
         };
-        let is_too_much = self.waiting.set(self.state.open_requests());
-        if is_too_much || self.shared.publisher.submit(&chat, &command, &self.seat.inbox).is_err() {
-            self.state.not_published(&command.id, now_ms(), out);
+        let submitted = if self.waiting.set(self.state.open_requests()) {
+            Err(command.id)
+        } else {
+            self.shared.publisher.submit(&chat, command, &self.seat.inbox)
+        };
+        if let Err(id) = submitted {
+            self.state.not_published(&id, now_ms(), out);
         }
     }
 

@@ -11,7 +11,7 @@ use crate::{Chat, DeviceId, Side, UserId};
 /// The stream of clients' requests.
 pub const FRAMES: &str = "FRAMES";
 /// All subjects of [`FRAMES`].
-pub const FRAMES_ALL: &str = "frames.>";
+pub const FRAMES_ALL: &str = "frames.*";
 /// The stream of frames that can never be applied.
 pub const DEADLETTER: &str = "DEADLETTER";
 /// All subjects of [`DEADLETTER`].
@@ -109,17 +109,9 @@ pub fn event_stream(user: &UserId, event_streams: u16) -> u16 {
     slot(xxhash_rust::xxh3::xxh3_64(user.as_str().as_bytes()), event_streams)
 }
 
-/// Where a chat's frames are published.
-pub fn frame(partition: u16, chat: &Chat) -> String {
-    joined(
-        &format!("frames.{partition}"),
-        &[chat.member(Side::A).as_str(), chat.member(Side::B).as_str()],
-    )
-}
-
-/// What a partition's consumer filters on.
-pub fn frames_of(partition: u16) -> String {
-    format!("frames.{partition}.>")
+/// Where a partition's frames are published, and what its consumer filters on.
+pub fn frames(partition: u16) -> String {
+    format!("frames.{partition}")
 }
 
 /// The name of a partition's durable consumer.
@@ -195,8 +187,8 @@ mod tests {
 
     #[test]
     fn golden_subjects() {
-        let chat = Chat::between(&user("User2"), &user("User.*")).unwrap();
-        assert_eq!(frame(3, &chat), "frames.3.User=2E=2A.User2");
+        assert_eq!(frames(3), "frames.3");
+        assert_eq!(event(0, &user("User.*")), "events.0.User=2E=2A");
         assert_eq!(event(0, &user("a b")), "events.0.a=20b");
         assert_eq!(live(&user(">")), "live.=3E");
         assert_eq!(cursor_key(&user("用"), &DeviceId::default()), "=E7=94=A8.default");

@@ -1,13 +1,18 @@
 //! Logs and trace contexts, set up alike in both programs.
 
+use std::collections::HashMap;
+
 use async_nats::HeaderMap;
-use opentelemetry::{propagation::TextMapPropagator, trace::TracerProvider};
+use opentelemetry::{
+    propagation::TextMapPropagator,
+    trace::{TraceContextExt, TracerProvider},
+};
 use opentelemetry_sdk::{propagation::TraceContextPropagator, trace::SdkTracerProvider};
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
 
-use crate::header::{HeaderExtractor, HeaderInjector};
+use crate::header::{self, HeaderExtractor, HeaderInjector};
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +61,26 @@ pub fn init(
         .with(logs.with_filter(EnvFilter::try_new(filter)?))
         .try_init()?;
     Ok(Telemetry { provider })
+}
+
+/// The span's trace context as the W3C header `traceparent`; `None` if nothing records it.
+pub fn traceparent(span: &Span) -> Option<String> {
+    let context = span.context();
+    let span = context.span();
+    let context = span.span_context();
+    context.is_valid().then(|| {
+        let (trace, span) = (context.trace_id(), context.span_id());
+        format!("00-{trace}-{span}-{:02x}", context.trace_flags().to_u8())
+    })
+}
+
+/// Makes what a `traceparent` says, if there is one, the span's parent.
+pub fn continue_trace(span: &Span, traceparent: Option<&str>) {
+    if let Some(traceparent) = traceparent {
+        let carrier = HashMap::from([(header::TRACEPARENT.to_owned(), traceparent.to_owned())]);
+        // Fails only for a span that no layer records: then there is no trace to continue.
+        let _ = span.set_parent(TraceContextPropagator::new().extract(&carrier));
+    }
 }
 
 /// Writes the span's trace context into headers.

@@ -14,9 +14,9 @@ pub struct Topology {
 }
 
 impl Topology {
-    /// Where a chat's frames are published.
-    pub fn frame_subject(&self, chat: &Chat) -> String {
-        subject::frame(subject::partition(chat, self.partitions), chat)
+    /// The partition that keeps a chat's frames in order.
+    pub fn partition(&self, chat: &Chat) -> u16 {
+        subject::partition(chat, self.partitions)
     }
 
     /// The event stream with a user's log.

@@ -7,21 +7,51 @@ use serde_json::value::RawValue;
 
 use crate::{DeviceId, RequestId, UserId, frame::Request};
 
-/// A client's request on its way to a worker: the body of a message in `FRAMES`.
+/// Clients' requests on their way to a worker, as many of one partition as were waiting at one gateway: the body of
+/// a message in `FRAMES`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Bundle {
+    /// The gateway that holds the requests.
+    pub gateway: String,
+    /// The requests, in order.
+    pub commands: Vec<Command>,
+}
+
+/// The most commands in a bundle.
+pub const MAX_COMMANDS: usize = 256;
+
+impl Bundle {
+    /// The same as JSON, from commands that are JSON already.
+    pub fn join<'a>(gateway: &str, commands: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
+        let mut bundle = br#"{"gateway":"#.to_vec();
+        bundle.extend(serde_json::Value::from(gateway).to_string().into_bytes());
+        bundle.extend(br#","commands":["#);
+        for (n, command) in commands.into_iter().enumerate() {
+            if n > 0 {
+                bundle.push(b',');
+            }
+            bundle.extend(command);
+        }
+        bundle.extend(b"]}");
+        bundle
+    }
+}
+
+/// A client's request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Command {
     /// The authenticated sender.
     pub from: UserId,
-    /// The gateway that holds the request.
-    pub gateway: String,
-    /// The session there.
+    /// The session at the gateway.
     pub session: u64,
     /// The client's id of the request.
     pub id: RequestId,
     /// The sender's own clock, in milliseconds since the Unix epoch.
     pub sent_at: i64,
+    /// The W3C trace context of its publishing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
     /// What is asked.
-    #[serde(flatten)]
     pub request: Request,
 }
 
@@ -80,13 +110,13 @@ mod tests {
     use crate::payload::Mark;
 
     #[test]
-    fn golden_bytes_of_a_command() {
+    fn golden_bytes_of_a_bundle() {
         let command = Command {
             from: UserId::new("User2").unwrap(),
-            gateway: "g1".into(),
             session: 7,
             id: RequestId::new("101").unwrap(),
             sent_at: 1_700_200_000_000,
+            traceparent: None,
             request: Request::Read(Mark {
                 chat_id: UserId::new("User1").unwrap(),
                 message_id: None,
@@ -95,9 +125,12 @@ mod tests {
         let text = serde_json::to_string(&command).unwrap();
         assert_eq!(
             text,
-            r#"{"from":"User2","gateway":"g1","session":7,"id":"101","sent_at":1700200000000,"payloadType":"read","payload":{"chatId":"User1"}}"#
+            r#"{"from":"User2","session":7,"id":"101","sent_at":1700200000000,"request":{"payloadType":"read","payload":{"chatId":"User1"}}}"#
         );
-        assert_eq!(serde_json::from_str::<Command>(&text).unwrap(), command);
+        let bundle = Bundle::join("g\"1", [text.as_bytes(), text.as_bytes()]);
+        let expected = Bundle { gateway: "g\"1".into(), commands: vec![command.clone(), command] };
+        assert_eq!(bundle, serde_json::to_vec(&expected).unwrap());
+        assert_eq!(serde_json::from_slice::<Bundle>(&bundle).unwrap(), expected);
     }
 
     #[test]

@@ -53,7 +53,7 @@ async fn a_frame_that_is_not_readable_is_put_aside_and_its_neighbours_are_applie
     let (mut user1, mut user2) = (cluster.connect("User1").await?, cluster.connect("User2").await?);
     let chat = Chat::between(&UserId::new("User1")?, &UserId::new("User2")?).context("a chat")?;
     let partition = subject::partition(&chat, PARTITIONS);
-    let subject = subject::frame(partition, &chat);
+    let subject = subject::frames(partition);
     let broker = jetstream::new(async_nats::connect(cluster.nats_url()).await?);
     send(&mut user1, "before").await?;
     let bodies = ["{\"secret\":", "{}", "\u{fffd}", ""];

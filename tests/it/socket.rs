@@ -40,7 +40,7 @@ async fn session(cluster: &Cluster, bytes: usize) -> Result<WebSocketStream<Dupl
         client: client.clone(),
         log: EventLog::open(client.clone(), context.clone(), topology).await?,
         cursors: Cursors::new(),
-        publisher: Publisher::start(client.clone(), context, topology, 16),
+        publisher: Publisher::start(client.clone(), context, topology, gateway.clone(), 16),
         waiting: Waiting::new(16),
         registry: Registry::new(client.clone(), gateway, 10),
         presence: Presence::new(config.grace),

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use anyhow::{Context as _, Result};
 use futures::StreamExt as _;
+use herald_proto::wire::Bundle;
 use herald_tests::{Backend, Cluster, Options};
 use serde_json::json;
 
@@ -27,9 +28,15 @@ async fn the_traceparent_of_a_request_is_on_its_frame_and_on_its_event() -> Resu
             let is_delivery =
                 message.reply.as_ref().is_some_and(|reply| reply.starts_with("$JS.ACK"));
             if message.subject.starts_with(&format!("{kind}.")) && !is_delivery {
-                let headers = message.headers.as_ref().context("no headers")?;
-                let parent = headers.get("traceparent").context("no traceparent")?.to_string();
-                seen.entry(kind).or_default().push(parent);
+                let parents = if kind == "frames" {
+                    let bundle: Bundle = serde_json::from_slice(&message.payload)?;
+                    bundle.commands.into_iter().map(|command| command.traceparent).collect()
+                } else {
+                    let headers = message.headers.as_ref().context("no headers")?;
+                    vec![headers.get("traceparent").map(ToString::to_string)]
+                };
+                let parents: Option<Vec<String>> = parents.into_iter().collect();
+                seen.entry(kind).or_default().extend(parents.context("no traceparent")?);
             }
         }
     }

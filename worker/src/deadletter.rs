@@ -11,7 +11,7 @@ use async_nats::{
         stream::{RawMessageErrorKind, Stream},
     },
 };
-use herald_proto::{Chat, broker, header, subject, topology::Topology, wire::Command};
+use herald_proto::{Chat, broker, header, subject, topology::Topology, wire::Bundle};
 use serde::Serialize;
 use time::format_description::well_known::Rfc3339;
 
@@ -131,8 +131,8 @@ impl Requeue {
     /// drops a copy that comes soon, and a worker takes a frame that it has applied for a repeat.
     async fn one(&self, letter: StreamMessage) -> anyhow::Result<()> {
         let sequence = letter.sequence;
-        let (subject, body) = match serde_json::from_slice::<Command>(&letter.payload) {
-            Ok(command) => self.anew(command)?,
+        let (subject, body) = match serde_json::from_slice::<Bundle>(&letter.payload) {
+            Ok(bundle) => self.anew(bundle)?,
             // Not readable then and not now, but perhaps for the workers of another version.
             Err(_) => {
                 let origin = letter.headers.get(header::ORIGIN).context("a letter of no origin")?;
@@ -152,11 +152,12 @@ impl Requeue {
     }
 
     /// The frame as a fresh one: the number of partitions may be another by now.
-    fn anew(&self, command: Command) -> anyhow::Result<(String, bytes::Bytes)> {
+    fn anew(&self, mut bundle: Bundle) -> anyhow::Result<(String, bytes::Bytes)> {
+        let command = bundle.commands.first_mut().context("a letter without a frame")?;
+        command.session = NO_SESSION;
         let chat = Chat::between(&command.from, command.request.peer());
-        let subject = self.topology.frame_subject(&chat.context("a chat with oneself")?);
-        let command = Command { session: NO_SESSION, ..command };
-        Ok((subject, serde_json::to_vec(&command)?.into()))
+        let partition = self.topology.partition(&chat.context("a chat with oneself")?);
+        Ok((subject::frames(partition), serde_json::to_vec(&bundle)?.into()))
     }
 }
 

@@ -1,5 +1,7 @@
 //! A request as a worker holds it, and the events it causes.
 
+use std::sync::Arc;
+
 use herald_proto::{Chat, Side, UserId, wire::Command};
 use serde::{Deserialize, Serialize};
 
@@ -8,14 +10,16 @@ use serde::{Deserialize, Serialize};
 pub struct Frame {
     /// Its partition.
     pub partition: u16,
-    /// Its sequence in `FRAMES`.
-    pub sequence: i64,
-    /// What the sequence counts in (see [`crate::store::Move::epoch`]).
+    /// Its place in `FRAMES` ([`place`]).
+    pub place: i64,
+    /// What the place counts in (see [`crate::store::Move::epoch`]).
     pub epoch: i64,
     /// When it came into `FRAMES`, in nanoseconds since the Unix epoch by the broker's clock.
     pub came_at: i64,
     /// Whether its batch was applied before: then it is answered again, and changes nothing.
     pub replay: bool,
+    /// The gateway that waits for the answer.
+    pub gateway: Arc<str>,
     /// What is asked, by whom.
     pub command: Command,
     /// The chat it is about.
@@ -26,10 +30,30 @@ pub struct Frame {
     pub span: tracing::Span,
 }
 
+/// Bits of a place that count within a message.
+const INDEX_BITS: u32 = 12;
+
+/// A frame's place: the sequence of its message in `FRAMES`, and which one of that message's frames it is.
+pub fn place(sequence: u64, index: usize) -> i64 {
+    // No bundle holds that many frames.
+    let index = i64::try_from(index).unwrap_or(i64::MAX).min((1 << INDEX_BITS) - 1);
+    (sequence.cast_signed() << INDEX_BITS) | index
+}
+
+/// The place after which a message's last frame lies at the latest.
+pub fn end_of(sequence: u64) -> i64 {
+    place(sequence, usize::MAX)
+}
+
+/// The message that a place lies in.
+pub fn message_of(place: i64) -> u64 {
+    (place >> INDEX_BITS).cast_unsigned()
+}
+
 impl Frame {
     /// The message id of the event that it causes, for JetStream's duplicate detection: a frame causes at most one.
     pub fn event_id(&self) -> String {
-        format!("{:x}-{}-{}", self.epoch, self.partition, self.sequence)
+        format!("{:x}-{}-{:x}", self.epoch, self.partition, self.place)
     }
 }
 

@@ -4,7 +4,7 @@
 //! delivers new frames before those that the former owner took and never acknowledged. So whenever a delivery does not
 //! directly follow the one before, the reader fetches what lies between from the stream itself.
 
-use std::{pin::pin, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use async_nats::jetstream::{
     self,
@@ -13,14 +13,17 @@ use async_nats::jetstream::{
     stream::{InfoError, RawMessageErrorKind},
 };
 use futures::{FutureExt, StreamExt};
-use herald_proto::{Chat, subject, telemetry, wire::Command};
+use herald_proto::{
+    Chat, subject, telemetry,
+    wire::{Bundle, Command},
+};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     error::Error,
     failpoint,
-    frame::Frame,
+    frame::{Frame, message_of, place},
     members::Share,
     publisher::{DeadLetter, Publisher},
     settle::Batch,
@@ -65,7 +68,6 @@ struct Message {
     /// When it came in, in nanoseconds since the Unix epoch.
     came_at: i64,
     subject: async_nats::Subject,
-    headers: Option<async_nats::HeaderMap>,
     payload: bytes::Bytes,
 }
 
@@ -263,7 +265,6 @@ impl Reader {
                     sequence,
                     came_at,
                     subject: message.subject.clone(),
-                    headers: message.headers.clone(),
                     payload: message.payload.clone(),
                 });
             }
@@ -278,7 +279,7 @@ impl Reader {
         let floor =
             consumer.map_err(Error::broker("get a consumer's state"))?.ack_floor.stream_sequence;
         let state = self.store.partition(self.partition, self.epoch).await?;
-        Ok((floor.min(state.applied.cast_unsigned()), state.seen_at))
+        Ok((floor.min(message_of(state.applied)), state.seen_at))
     }
 
     /// Fetches the partition's frames above `after` and below `before`. Asks the stream's leader: a replica may lag.
@@ -294,14 +295,12 @@ impl Reader {
                 .frames
                 .raw_message_builder()
                 .sequence(next)
-                .next_by_subject(subject::frames_of(self.partition));
+                .next_by_subject(subject::frames(self.partition));
             match get.send().await {
                 Ok(StreamMessage { sequence, .. }) if sequence >= before => break,
-                Ok(StreamMessage { sequence, subject, headers, payload, time }) => {
+                Ok(StreamMessage { sequence, subject, payload, time, .. }) => {
                     next = sequence + 1;
-                    let came_at = nanoseconds(time);
-                    let headers = Some(headers);
-                    batch.push(Message { sequence, came_at, subject, headers, payload });
+                    batch.push(Message { sequence, came_at: nanoseconds(time), subject, payload });
                 }
                 Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => break,
                 Err(error) => return Err(Error::broker("fetch a frame")(error)),
@@ -313,8 +312,8 @@ impl Reader {
     async fn hand_over(&self, messages: Vec<Message>) -> Result<(), Error> {
         let mut frames = Vec::with_capacity(messages.len());
         for message in messages {
-            match self.frame(&message) {
-                Ok(frame) => frames.push(frame),
+            match self.frames_of(&message) {
+                Ok(some) => frames.extend(some),
                 Err(reason) => self.put_aside(message, reason).await?,
             }
         }
@@ -327,34 +326,38 @@ impl Reader {
         settled.await.map_err(|_| Error::Stopping)
     }
 
-    fn frame(&self, message: &Message) -> Result<Frame, String> {
-        let command: Command =
+    fn frames_of(&self, message: &Message) -> Result<Vec<Frame>, String> {
+        let bundle: Bundle =
             serde_json::from_slice(&message.payload).map_err(|error| unreadable(&error))?;
-        let chat =
-            Chat::between(&command.from, command.request.peer()).ok_or("a chat with oneself")?;
-        let side = chat.side(&command.from).ok_or("the sender is not in the chat")?;
-        let sequence = i64::try_from(message.sequence).map_err(|error| error.to_string())?;
-        let span = tracing::info_span!(
-            "process frame",
-            otel.kind = "consumer",
-            messaging.system = "nats",
-            messaging.operation.name = "process",
-            messaging.destination.name = subject::FRAMES,
-            messaging.destination.partition.id = self.partition,
-            herald.request = command.request.kind(),
-        );
-        telemetry::set_parent(&span, message.headers.as_ref());
-        Ok(Frame {
-            partition: self.partition,
-            sequence,
-            epoch: self.epoch,
-            came_at: message.came_at,
-            replay: false,
-            command,
-            chat,
-            side,
-            span,
-        })
+        let gateway: Arc<str> = bundle.gateway.into();
+        let frame = |(index, command): (usize, Command)| {
+            let chat = Chat::between(&command.from, command.request.peer())
+                .ok_or("a chat with oneself")?;
+            let side = chat.side(&command.from).ok_or("the sender is not in the chat")?;
+            let span = tracing::info_span!(
+                "process frame",
+                otel.kind = "consumer",
+                messaging.system = "nats",
+                messaging.operation.name = "process",
+                messaging.destination.name = subject::FRAMES,
+                messaging.destination.partition.id = self.partition,
+                herald.request = command.request.kind(),
+            );
+            telemetry::continue_trace(&span, command.traceparent.as_deref());
+            Ok(Frame {
+                partition: self.partition,
+                place: place(message.sequence, index),
+                epoch: self.epoch,
+                came_at: message.came_at,
+                replay: false,
+                gateway: gateway.clone(),
+                command,
+                chat,
+                side,
+                span,
+            })
+        };
+        bundle.commands.into_iter().enumerate().map(frame).collect()
     }
 
     async fn put_aside(&self, message: Message, reason: String) -> Result<(), Error> {
@@ -362,11 +365,11 @@ impl Reader {
             error = %reason,
             messaging.destination.partition.id = self.partition,
             herald.sequence = message.sequence,
-            "a frame is not readable, it goes to DEADLETTER"
+            "frames are not readable, they go to DEADLETTER"
         );
         let letter = DeadLetter {
             partition: self.partition,
-            sequence: message.sequence.cast_signed(),
+            place: place(message.sequence, 0),
             epoch: self.epoch,
             origin: message.subject.to_string(),
             reason,

@@ -1,6 +1,6 @@
 //! What a worker says to the rest of the service besides events: replies to gateways, dead letters.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use async_nats::{
     Client, HeaderMap,
@@ -26,7 +26,7 @@ pub struct Publisher {
 #[derive(Debug)]
 pub struct Answered {
     /// The gateway.
-    pub gateway: String,
+    pub gateway: Arc<str>,
     /// The session there.
     pub session: u64,
     /// The response to be sent.
@@ -47,7 +47,7 @@ impl Publisher {
     /// # Errors
     /// If the connection can't take them.
     pub async fn replies(&self, answers: Vec<Answered>) -> Result<(), Error> {
-        let mut by_gateway: HashMap<String, Vec<Answered>> = HashMap::new();
+        let mut by_gateway: HashMap<Arc<str>, Vec<Answered>> = HashMap::new();
         for answer in answers {
             by_gateway.entry(answer.gateway.clone()).or_default().push(answer);
         }
@@ -71,7 +71,7 @@ impl Publisher {
         let mut headers = HeaderMap::new();
         headers.insert(header::REASON, letter.reason.replace(['\r', '\n'], " ").as_str());
         headers.insert(header::ORIGIN, letter.origin.as_str());
-        let id = format!("{:x}-{}-{}", letter.epoch, letter.partition, letter.sequence);
+        let id = format!("{:x}-{}-{:x}", letter.epoch, letter.partition, letter.place);
         headers.insert(async_nats::header::NATS_MESSAGE_ID, id.as_str());
         let message = PublishMessage::build().payload(letter.body).headers(headers);
         self.jetstream.send_publish(subject::dead_letter(letter.partition), message).await?.await?;
@@ -83,9 +83,9 @@ impl Publisher {
 pub struct DeadLetter {
     /// The partition it came through.
     pub partition: u16,
-    /// Its sequence there.
-    pub sequence: i64,
-    /// What the sequence counts in.
+    /// Its place there ([`crate::frame::place`]).
+    pub place: i64,
+    /// What the place counts in.
     pub epoch: i64,
     /// The subject it came on.
     pub origin: String,

@@ -241,7 +241,7 @@ impl Settler {
             let id = Some(frame.command.id.as_str().to_owned());
             let response = Response { id, timestamp: set.now, answer };
             answers.push(Answered {
-                gateway: frame.command.gateway.clone(),
+                gateway: frame.gateway.clone(),
                 session: frame.command.session,
                 response,
             });

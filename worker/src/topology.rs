@@ -176,7 +176,7 @@ fn streams(config: &Config, topology: Topology) -> Vec<stream::Config> {
 fn consumer(config: &Config, partition: u16) -> pull::Config {
     pull::Config {
         durable_name: Some(subject::consumer(partition)),
-        filter_subject: subject::frames_of(partition),
+        filter_subject: subject::frames(partition),
         ack_policy: AckPolicy::All,
         ack_wait: config.ack_wait,
         max_ack_pending: i64::from(config.batch) * 4,

@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet};
 use herald_proto::{
     Chat, ClientMessageId, MessageId, Side, UserId,
     frame::{Event, EventBody, Request, to_text},
+    telemetry,
 };
 
 use crate::{
@@ -246,14 +247,12 @@ impl WorkingSet {
     /// # Errors
     /// [`Error::Corrupt`] if the event can't be written as JSON.
     pub fn tell_peer(&mut self, frame: &Frame, body: EventBody) -> Result<(), Error> {
-        let mut headers = async_nats::HeaderMap::new();
-        herald_proto::telemetry::inject(&frame.span, &mut headers);
         let event = Outgoing {
             user: frame.chat.member(frame.side.peer()).clone(),
             id: frame.event_id(),
             body: to_text(&Event::new(self.now, body))
                 .map_err(|_| Error::Corrupt("an event is not JSON"))?,
-            traceparent: headers.get(herald_proto::header::TRACEPARENT).map(ToString::to_string),
+            traceparent: telemetry::traceparent(&frame.span),
         };
         self.events.push((frame.partition, event));
         Ok(())

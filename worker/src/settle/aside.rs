@@ -6,12 +6,13 @@ use herald_proto::{
     clock::now_ms,
     frame::{Answer, Response},
     subject,
+    wire::Bundle,
 };
 
 use super::{FIRST_PAUSE, Settler};
 use crate::{
     error::Error,
-    frame::Frame,
+    frame::{Frame, message_of},
     publisher::{Answered, DeadLetter},
     store::Changes,
 };
@@ -30,7 +31,7 @@ impl Settler {
             tracing::error!(
                 error = %reason,
                 messaging.destination.partition.id = frame.partition,
-                herald.sequence = frame.sequence,
+                herald.sequence = message_of(frame.place),
                 "a frame can't be applied, it goes to DEADLETTER"
             );
             let mut pause = FIRST_PAUSE;
@@ -44,13 +45,15 @@ impl Settler {
     }
 
     async fn put_one_aside(&mut self, frame: &mut Frame, reason: &Error) -> Result<(), Error> {
-        let body = serde_json::to_vec(&frame.command)
-            .map_err(|error| Error::Unreadable("a frame", error))?;
+        let bundle =
+            Bundle { gateway: frame.gateway.to_string(), commands: vec![frame.command.clone()] };
+        let body =
+            serde_json::to_vec(&bundle).map_err(|error| Error::Unreadable("a frame", error))?;
         let letter = DeadLetter {
             partition: frame.partition,
-            sequence: frame.sequence,
+            place: frame.place,
             epoch: frame.epoch,
-            origin: subject::frame(frame.partition, &frame.chat),
+            origin: subject::frames(frame.partition),
             reason: reason.to_string(),
             body: body.into(),
         };
@@ -69,7 +72,7 @@ impl Settler {
         );
         let id = Some(frame.command.id.as_str().to_owned());
         let response = Response { id, timestamp: now_ms(), answer: Answer::Failed(error) };
-        let (gateway, session) = (frame.command.gateway.clone(), frame.command.session);
+        let (gateway, session) = (frame.gateway.clone(), frame.command.session);
         self.parts.publisher.replies(vec![Answered { gateway, session, response }]).await
     }
 }

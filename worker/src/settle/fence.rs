@@ -9,7 +9,7 @@ use herald_proto::{clock::now_ms, subject};
 use crate::{
     error::Error,
     events::Events,
-    frame::{Frame, Outgoing},
+    frame::{Frame, Outgoing, end_of, message_of},
     store::{self, Move, Store},
 };
 
@@ -29,7 +29,7 @@ pub(super) struct Fence {
 /// The partitions of one worker.
 pub(super) struct Fences {
     known: HashMap<u16, Fence>,
-    /// Up to which sequence this worker has itself published a partition's events.
+    /// Up to which place, and in which epoch, this worker has itself published a partition's events.
     published: HashMap<u16, (i64, i64)>,
     tenures: u64,
     /// When `FRAMES` was created.
@@ -68,7 +68,7 @@ impl Fences {
         let state = store.partition(partition, self.created).await?;
         let consumer = frames.consumer_info(subject::consumer(partition)).await;
         let consumer = consumer.map_err(Error::broker("get a consumer's state"))?;
-        let acknowledged = consumer.ack_floor.stream_sequence.cast_signed();
+        let acknowledged = end_of(consumer.ack_floor.stream_sequence);
         let own = match self.published.get(&partition) {
             Some((epoch, published)) if *epoch == state.epoch => *published,
             _ => 0,
@@ -86,7 +86,7 @@ impl Fences {
         events.append(&left.iter().collect::<Vec<_>>()).await?;
         tracing::info!(
             messaging.destination.partition.id = partition,
-            herald.applied = state.applied,
+            herald.applied = message_of(state.applied),
             herald.republished = left.len(),
             "learned where a partition stands"
         );
@@ -105,9 +105,9 @@ impl Fences {
 
     /// Tells which frames are replays: they were applied before, and are answered again. Returns whether there are any.
     ///
-    /// A frame that was applied has its sequence, and came in no later than the newest frame that was applied. One that
-    /// has an applied frame's sequence but came in later shows that `FRAMES` has lost its newest frames and counts the
-    /// same sequences again: from there on sequences count in a new epoch.
+    /// A frame that was applied has its place, and came in no later than the newest frame that was applied. One that
+    /// has an applied frame's place but came in later shows that `FRAMES` has lost its newest frames and counts the
+    /// same sequences again: from there on places count in a new epoch.
     pub(super) fn mark_replays(&self, frames: &mut [Frame]) -> bool {
         let mut epochs: HashMap<u16, (i64, i64)> = HashMap::new();
         let mut has_replays = false;
@@ -115,18 +115,17 @@ impl Fences {
             let Some(fence) = self.known.get(&frame.partition) else { continue };
             let (epoch, applied) =
                 epochs.entry(frame.partition).or_insert((fence.epoch, fence.applied));
-            if *epoch == fence.epoch && frame.sequence <= *applied && frame.came_at > fence.seen_at
-            {
+            if *epoch == fence.epoch && frame.place <= *applied && frame.came_at > fence.seen_at {
                 tracing::error!(
                     messaging.destination.partition.id = frame.partition,
-                    herald.sequence = frame.sequence,
-                    herald.applied = *applied,
+                    herald.sequence = message_of(frame.place),
+                    herald.applied = message_of(*applied),
                     "FRAMES has lost its newest frames: it counts the same sequences again"
                 );
                 (*epoch, *applied) = (fence.epoch + 1, 0);
             }
             frame.epoch = *epoch;
-            frame.replay = frame.sequence <= *applied;
+            frame.replay = frame.place <= *applied;
             has_replays |= frame.replay;
         }
         has_replays
@@ -154,7 +153,7 @@ impl Fences {
                 events: String::new(),
             });
             step.epoch = frame.epoch;
-            step.applied = frame.sequence;
+            step.applied = frame.place;
             step.seen_at = step.seen_at.max(frame.came_at);
         }
         let mut steps: Vec<Move> = steps.into_values().collect();
