@@ -93,7 +93,7 @@ pub async fn run(
     tasks.spawn(sweep(client.clone(), log.clone(), registry.clone(), config.sweep, stop.clone()));
     let shared = Arc::new(Shared {
         gateway: gateway.clone(),
-        limits: config.limits.clone(),
+        limits: Arc::new(config.limits.clone()),
         client: client.clone(),
         log,
         cursors,
@@ -102,6 +102,7 @@ pub async fn run(
             jetstream,
             topology,
             gateway.clone(),
+            config.trace_ratio,
             config.limits.max_publishes,
         ),
         waiting: Waiting::new(config.limits.max_waiting),

@@ -22,6 +22,9 @@ pub struct Config {
     /// How clients are authenticated.
     #[command(flatten)]
     pub auth: AuthArgs,
+    /// Which part of the requests is traced, from 0 to 1. A request that is not costs nothing for it.
+    #[arg(long, env = "HERALD_TRACE_RATIO", default_value_t = 0.01)]
+    pub trace_ratio: f64,
     /// What a client may do.
     #[command(flatten)]
     pub limits: Limits,
@@ -167,6 +170,9 @@ impl Config {
         positive("max-handshakes", limits.max_handshakes)?;
         if limits.rate == 0 || limits.burst == 0 {
             return Err("--rate and --burst: must be at least 1".into());
+        }
+        if !(0.0..=1.0).contains(&self.trace_ratio) {
+            return Err("--trace-ratio: must be from 0 to 1".into());
         }
         if self.gateway_id.as_ref().is_some_and(|id| id.is_empty() || id.len() > 64) {
             return Err("--gateway-id: must be 1-64 bytes".into());

@@ -40,6 +40,7 @@ struct Job {
 pub struct Publisher {
     client: Client,
     topology: Topology,
+    trace_ratio: f64,
     jobs: mpsc::UnboundedSender<Job>,
     /// Bounds the queue, and what was taken from it and is not confirmed.
     places: Arc<Semaphore>,
@@ -51,17 +52,18 @@ const RETRY_AFTER: u64 = 1000;
 const MAX_BYTES: usize = 256 * 1024;
 
 impl Publisher {
-    /// Starts the publisher; at most `capacity` requests are on their way. It ends when its last clone is dropped.
+    /// Starts the publisher; at most `capacity` requests are on their way, and `trace_ratio` of them are traced. It ends when its last clone is dropped.
     pub fn start(
         client: Client,
         jetstream: Context,
         topology: Topology,
         gateway: Arc<str>,
+        trace_ratio: f64,
         capacity: usize,
     ) -> Self {
         let (jobs, waiting) = mpsc::unbounded_channel();
         tokio::spawn(run(jetstream, gateway, topology.partitions, waiting));
-        Self { client, topology, jobs, places: Arc::new(Semaphore::new(capacity)) }
+        Self { client, topology, trace_ratio, jobs, places: Arc::new(Semaphore::new(capacity)) }
     }
 
     /// Sends a request on its way. Whether it was confirmed is told to the inbox, and only if it was not.
@@ -77,15 +79,17 @@ impl Publisher {
         let place = self.places.clone().try_acquire_owned();
         let is_connected = self.client.connection_state() == connection::State::Connected;
         let (Ok(place), true) = (place, is_connected) else { return Err(command.id) };
-        let span = tracing::info_span!(
-            "publish frame",
-            otel.kind = "producer",
-            messaging.system = "nats",
-            messaging.operation.name = "publish",
-            messaging.destination.name = subject::FRAMES,
-            herald.request = command.request.kind(),
-        );
-        command.traceparent = telemetry::traceparent(&span);
+        if fastrand::f64() < self.trace_ratio {
+            let span = tracing::info_span!(
+                "publish frame",
+                otel.kind = "producer",
+                messaging.system = "nats",
+                messaging.operation.name = "publish",
+                messaging.destination.name = subject::FRAMES,
+                herald.request = command.request.kind(),
+            );
+            command.traceparent = telemetry::traceparent(&span);
+        }
         let Ok(body) = serde_json::to_vec(&command) else { return Err(command.id) };
         let job = Job {
             partition: self.topology.partition(chat),

@@ -2,6 +2,7 @@
 //! is what they act on.
 
 use std::{
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -53,7 +54,7 @@ pub struct Shared {
     /// The gateway's name.
     pub gateway: Arc<str>,
     /// What a client may do.
-    pub limits: Limits,
+    pub limits: Arc<Limits>,
     /// The connection, for signals.
     pub client: async_nats::Client,
     /// The logs.
@@ -178,8 +179,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         let mut out = Vec::new();
         let mut fetching = OptionFuture::from(None);
         let inbox = self.seat.inbox.clone();
-        let (drain, cut) = (self.shared.drain.clone(), self.shared.cut.clone());
+        let (mut draining, mut cut) = (
+            pin!(self.shared.drain.clone().cancelled_owned()),
+            pin!(self.shared.cut.clone().cancelled_owned()),
+        );
         let mut is_draining = false;
+        let mut alarm = pin!(tokio::time::sleep_until(self.state.next_tick().into()));
         self.state.start(&mut out);
         loop {
             for fetch in self.perform(&mut out).await? {
@@ -194,7 +199,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 }
             }
             self.waiting.set(self.state.open_requests());
-            let next_tick = self.state.next_tick();
+            // A deadline that has moved further away is left: ticking early does nothing.
+            let next_tick = self.state.next_tick().into();
+            if next_tick < alarm.deadline() {
+                alarm.as_mut().reset(next_tick);
+            }
             tokio::select! {
                 message = self.socket.next() => match message {
                     Ok(message) => self.message(message, &mut out)?,
@@ -215,14 +224,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                         }
                     }
                 }
-                () = tokio::time::sleep_until(next_tick.into()) => {
+                () = &mut alarm => {
                     self.state.tick(now_ms(), now(), &mut out);
+                    alarm.as_mut().reset(self.state.next_tick().into());
                 }
-                () = drain.cancelled(), if !is_draining => {
+                () = &mut draining, if !is_draining => {
                     is_draining = true;
                     self.state.drain(&mut out);
                 }
-                () = cut.cancelled() => return Some((CloseCode::ServiceRestart, String::new())),
+                () = &mut cut => return Some((CloseCode::ServiceRestart, String::new())),
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Header names on the broker, and the bridge between trace contexts and headers.
 
 use async_nats::{HeaderMap, header::IntoHeaderName};
-use opentelemetry::propagation::{Extractor, Injector};
+use opentelemetry::propagation::Extractor;
 
 /// The W3C trace context of what caused the message.
 pub const TRACEPARENT: &str = "traceparent";
@@ -9,18 +9,6 @@ pub const TRACEPARENT: &str = "traceparent";
 pub const REASON: &str = "Herald-Reason";
 /// On a dead letter: the subject the frame came on.
 pub const ORIGIN: &str = "Herald-Origin";
-
-/// Writes a trace context into headers.
-pub struct HeaderInjector<'a>(pub &'a mut HeaderMap);
-
-impl Injector for HeaderInjector<'_> {
-    fn set(&mut self, key: &str, value: String) {
-        // An empty `tracestate` says nothing.
-        if !value.is_empty() {
-            self.0.insert(key, value.as_str());
-        }
-    }
-}
 
 /// Reads a trace context from headers.
 pub struct HeaderExtractor<'a>(pub &'a HeaderMap);

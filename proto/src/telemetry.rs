@@ -12,7 +12,7 @@ use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
 
-use crate::header::{self, HeaderExtractor, HeaderInjector};
+use crate::header::{self, HeaderExtractor};
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,18 +74,11 @@ pub fn traceparent(span: &Span) -> Option<String> {
     })
 }
 
-/// Makes what a `traceparent` says, if there is one, the span's parent.
-pub fn continue_trace(span: &Span, traceparent: Option<&str>) {
-    if let Some(traceparent) = traceparent {
-        let carrier = HashMap::from([(header::TRACEPARENT.to_owned(), traceparent.to_owned())]);
-        // Fails only for a span that no layer records: then there is no trace to continue.
-        let _ = span.set_parent(TraceContextPropagator::new().extract(&carrier));
-    }
-}
-
-/// Writes the span's trace context into headers.
-pub fn inject(span: &Span, headers: &mut HeaderMap) {
-    TraceContextPropagator::new().inject_context(&span.context(), &mut HeaderInjector(headers));
+/// Makes what a `traceparent` says the span's parent.
+pub fn continue_trace(span: &Span, traceparent: &str) {
+    let carrier = HashMap::from([(header::TRACEPARENT.to_owned(), traceparent.to_owned())]);
+    // Fails only for a span that no layer records: then there is no trace to continue.
+    let _ = span.set_parent(TraceContextPropagator::new().extract(&carrier));
 }
 
 /// Makes the context in the headers, if there is one, the span's parent.

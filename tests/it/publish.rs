@@ -17,6 +17,7 @@ use herald_worker::{
     store::Store,
     topology,
 };
+use serde_json::{json, value::to_raw_value};
 use tokio_util::sync::CancellationToken;
 
 /// More than a connection takes in one write.
@@ -28,7 +29,7 @@ fn event(number: usize) -> Result<Outgoing> {
     Ok(Outgoing {
         user: UserId::new(format!("user{}", number % 3))?,
         id: format!("e{number}"),
-        body: format!(r#"{{"type":"event","number":{number},"text":"{}"}}"#, "x".repeat(200)),
+        body: to_raw_value(&json!({"type": "event", "number": number, "text": "x".repeat(200)}))?,
         traceparent: None,
     })
 }

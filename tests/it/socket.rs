@@ -36,11 +36,11 @@ async fn session(cluster: &Cluster, bytes: usize) -> Result<WebSocketStream<Dupl
     let gateway: Arc<str> = "in-memory".into();
     let shared = Arc::new(Shared {
         gateway: gateway.clone(),
-        limits: config.limits.clone(),
+        limits: Arc::new(config.limits.clone()),
         client: client.clone(),
         log: EventLog::open(client.clone(), context.clone(), topology).await?,
         cursors: Cursors::new(),
-        publisher: Publisher::start(client.clone(), context, topology, gateway.clone(), 16),
+        publisher: Publisher::start(client.clone(), context, topology, gateway.clone(), 1.0, 16),
         waiting: Waiting::new(16),
         registry: Registry::new(client.clone(), gateway, 10),
         presence: Presence::new(config.grace),

@@ -10,7 +10,9 @@ use serde_json::json;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_traceparent_of_a_request_is_on_its_frame_and_on_its_event() -> Result<()> {
-    let cluster = Cluster::start(Backend::Sqlite, Options::default()).await?;
+    let cluster =
+        Cluster::start(Backend::Sqlite, Options::default().gateway_flags(&["--trace-ratio", "1"]))
+            .await?;
     let broker = async_nats::connect(cluster.broker.url()).await?;
     let mut all = broker.subscribe(">").await?;
     broker.flush().await?;

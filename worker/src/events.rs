@@ -286,6 +286,6 @@ fn message(stream: u16, event: &Outgoing) -> Message {
         headers.insert(header::TRACEPARENT, traceparent.as_str());
     }
     headers.insert(async_nats::header::NATS_MESSAGE_ID, event.id.as_str());
-    let payload = event.body.clone().into();
+    let payload = event.body.get().to_owned().into();
     Message { subject: subject::event(stream, &event.user), headers, payload }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use herald_proto::{Chat, Side, UserId, wire::Command};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 /// A client's request, taken from a partition.
 #[derive(Debug, Clone)]
@@ -58,14 +59,14 @@ impl Frame {
 }
 
 /// An event to be published: also how it lies in the outbox.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Outgoing {
     /// Whose log it goes to.
     pub user: UserId,
     /// Its message id ([`Frame::event_id`]).
     pub id: String,
     /// The event frame, without `id` and `prev`.
-    pub body: String,
+    pub body: Box<RawValue>,
     /// The trace context of the frame that caused it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,

@@ -334,16 +334,7 @@ impl Reader {
             let chat = Chat::between(&command.from, command.request.peer())
                 .ok_or("a chat with oneself")?;
             let side = chat.side(&command.from).ok_or("the sender is not in the chat")?;
-            let span = tracing::info_span!(
-                "process frame",
-                otel.kind = "consumer",
-                messaging.system = "nats",
-                messaging.operation.name = "process",
-                messaging.destination.name = subject::FRAMES,
-                messaging.destination.partition.id = self.partition,
-                herald.request = command.request.kind(),
-            );
-            telemetry::continue_trace(&span, command.traceparent.as_deref());
+            let span = self.span(&command);
             Ok(Frame {
                 partition: self.partition,
                 place: place(message.sequence, index),
@@ -358,6 +349,22 @@ impl Reader {
             })
         };
         bundle.commands.into_iter().enumerate().map(frame).collect()
+    }
+
+    /// The span of a request's processing, if the request is traced.
+    fn span(&self, command: &Command) -> tracing::Span {
+        let Some(traceparent) = &command.traceparent else { return tracing::Span::none() };
+        let span = tracing::info_span!(
+            "process frame",
+            otel.kind = "consumer",
+            messaging.system = "nats",
+            messaging.operation.name = "process",
+            messaging.destination.name = subject::FRAMES,
+            messaging.destination.partition.id = self.partition,
+            herald.request = command.request.kind(),
+        );
+        telemetry::continue_trace(&span, traceparent);
+        span
     }
 
     async fn put_aside(&self, message: Message, reason: String) -> Result<(), Error> {

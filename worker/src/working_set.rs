@@ -5,9 +5,10 @@ use std::collections::{HashMap, HashSet};
 
 use herald_proto::{
     Chat, ClientMessageId, MessageId, Side, UserId,
-    frame::{Event, EventBody, Request, to_text},
+    frame::{Event, EventBody, Request},
     telemetry,
 };
+use serde_json::value::to_raw_value;
 
 use crate::{
     chats::Remembered,
@@ -250,7 +251,7 @@ impl WorkingSet {
         let event = Outgoing {
             user: frame.chat.member(frame.side.peer()).clone(),
             id: frame.event_id(),
-            body: to_text(&Event::new(self.now, body))
+            body: to_raw_value(&Event::new(self.now, body))
                 .map_err(|_| Error::Corrupt("an event is not JSON"))?,
             traceparent: telemetry::traceparent(&frame.span),
         };

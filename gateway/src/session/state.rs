@@ -3,6 +3,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -19,7 +20,7 @@ use crate::{config::Limits, inbox::Fetched};
 #[derive(Debug)]
 pub struct State {
     user: UserId,
-    limits: Limits,
+    limits: Arc<Limits>,
     feed: Feed,
     bucket: Bucket,
     open: VecDeque<(Instant, RequestId)>,
@@ -50,7 +51,7 @@ impl State {
     /// A session whose device has acked everything up to `cursor`; `expires_at` is when its token does.
     pub fn new(
         user: UserId,
-        limits: Limits,
+        limits: Arc<Limits>,
         cursor: EventId,
         expires_at: Option<Instant>,
         now: Instant,

@@ -136,7 +136,7 @@ fn session(now: Instant) -> State {
         .chain(["--max-frame-bytes", "1000", "--rate", "50", "--burst", "100"]);
     let limits = Config::try_parse_from(flags).unwrap().limits;
     let expires_at = Some(now + Duration::from_secs(5 * 3600));
-    State::new(UserId::new("me").unwrap(), limits, EventId(3), expires_at, now)
+    State::new(UserId::new("me").unwrap(), Arc::new(limits), EventId(3), expires_at, now)
 }
 
 fn apply(

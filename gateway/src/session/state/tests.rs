@@ -27,7 +27,7 @@ impl Test {
     fn new(flags: &[&str]) -> Self {
         let now = Instant::now();
         let user = UserId::new("me").unwrap();
-        let state = State::new(user, limits(flags), EventId(10), None, now);
+        let state = State::new(user, Arc::new(limits(flags)), EventId(10), None, now);
         let mut test = Self { state, now, out: Vec::new() };
         test.state.start(&mut test.out);
         assert!(matches!(test.out.as_slice(), [Output::Fetch { after: EventId(10), .. }]));
