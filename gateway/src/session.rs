@@ -341,8 +341,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         drop(self.seat);
         if let Some((code, mut reason)) = closing {
             if code == CloseCode::ServiceRestart {
-                let hint = RECONNECT_SPREAD.mul_f64(fastrand::f64()).as_millis();
-                reason = format!("{{\"retryAfter\":{hint}}}");
+                reason = reconnect_hint();
             }
             // Wherever the device comes back at once, what it has acked must not come again.
             if timeout(CURSOR_PATIENCE, self.shared.cursors.stored()).await.is_err() {
@@ -352,6 +351,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             self.socket.close(code, &reason).await;
         }
     }
+}
+
+/// The reason of a restarting gateway's close frame: when to reconnect, in milliseconds, another time for each client.
+pub fn reconnect_hint() -> String {
+    let after = RECONNECT_SPREAD.mul_f64(fastrand::f64()).as_millis();
+    format!("{{\"retryAfter\":{after}}}")
 }
 
 /// The runtime's clock, which a test can pause.

@@ -164,6 +164,17 @@ fn a_log_that_can_not_be_read_is_read_again() {
 }
 
 #[test]
+fn a_replica_that_lags_is_not_asked_in_a_hurry() {
+    let mut test = Test::new(&[]);
+    test.live(20, 15);
+    test.take();
+    test.fetched(&[], false);
+    assert_eq!(test.take(), [], "not at once");
+    test.pass(Duration::from_millis(50));
+    assert!(matches!(test.take().as_slice(), [Output::Fetch { after: EventId(10), .. }]));
+}
+
+#[test]
 fn a_resync_forgets_what_was_unacked_and_goes_on_from_where_the_log_begins() {
     let mut test = Test::new(&[]);
     test.live(12, 10);
