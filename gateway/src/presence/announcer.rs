@@ -12,7 +12,7 @@ use herald_proto::{
     wire::Signal,
 };
 use serde_json::value::to_raw_value;
-use tokio::time::MissedTickBehavior;
+use tokio::{sync::Semaphore, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::{Due, Presence};
@@ -39,10 +39,14 @@ pub struct Announcer {
     pub contacts: Contacts,
     /// The gateways' leases.
     pub leases: Leases,
+    /// Bounds how many contacts are looked up at the same time.
+    pub telling: Arc<Semaphore>,
 }
 
 /// Users looked after at the same time.
 const AT_ONCE: usize = 32;
+/// Users whose contacts are looked up at the same time.
+pub const TELLING: usize = 128;
 /// How often those who are about to leave are looked at.
 const TICK: Duration = Duration::from_millis(100);
 /// The pauses before a user's keys are read again, doubled each time.
@@ -201,7 +205,10 @@ impl Announcer {
     /// Tells the contacts behind the announcer's back: a slow look-up holds nobody up.
     fn tell(&self, user: &UserId, body: EventBody) {
         let (client, contacts, user) = (self.client.clone(), self.contacts.clone(), user.clone());
+        let telling = self.telling.clone();
         tokio::spawn(async move {
+            // When many come or go at once, the workers are not asked about all of them at once.
+            let Ok(_permit) = telling.acquire().await else { return };
             let Ok(frame) = to_raw_value(&Event::new(now_ms(), body)) else { return };
             let Ok(signal) = serde_json::to_vec(&Signal::Frame(frame)) else { return };
             let signal = bytes::Bytes::from(signal);
