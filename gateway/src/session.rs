@@ -18,7 +18,7 @@ use herald_proto::{
 use serde_json::value::to_raw_value;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    time::timeout,
+    time::{sleep_until, timeout},
 };
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -194,9 +194,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 }
             }
             self.waiting.set(self.state.open_requests());
-            let next_tick = self.state.next_tick();
+            let (next_tick, listens_at) = (self.state.next_tick(), self.state.listens_at());
+            let listens = listens_at <= now();
             tokio::select! {
-                message = self.socket.next() => match message {
+                message = self.socket.next(), if listens => match message {
                     Ok(message) => self.message(message, &mut out)?,
                     Err(closing) => return closing,
                 },
@@ -215,7 +216,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                         }
                     }
                 }
-                () = tokio::time::sleep_until(next_tick.into()) => {
+                () = sleep_until(listens_at.into()), if !listens => {}
+                () = sleep_until(next_tick.into()) => {
                     self.state.tick(now_ms(), now(), &mut out);
                 }
                 () = drain.cancelled(), if !is_draining => {

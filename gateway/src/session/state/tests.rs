@@ -375,7 +375,9 @@ fn acks_of_what_was_sent_are_never_limited_and_others_are_refused_under_their_id
     test.live(11, 10);
     test.request("a");
     test.take();
+    assert_eq!(test.state.listens_at(), test.now, "what is taken holds nothing up");
     test.ack(99);
+    assert!(test.state.listens_at() > test.now, "a flood is slowed down");
     let sent = test.sent();
     assert_eq!((&sent[0]["id"], &sent[0]["error"]["code"]), (&json!("99"), &json!("rate_limited")));
     test.ack(11);
