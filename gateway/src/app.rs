@@ -12,7 +12,7 @@ use async_nats::{
 };
 use futures::StreamExt;
 use herald_proto::{broker, instance, subject, topology::Topology};
-use tokio::{net::TcpListener, time::MissedTickBehavior};
+use tokio::{net::TcpListener, sync::Semaphore, time::MissedTickBehavior};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -23,7 +23,7 @@ use crate::{
     error::Error,
     leases::Leases,
     log::EventLog,
-    presence::{Announcer, Presence},
+    presence::{Announcer, Presence, announcer::TELLING},
     publisher::Publisher,
     registry::Registry,
     routes,
@@ -86,6 +86,7 @@ pub async fn run(
         log: log.clone(),
         contacts: contacts.clone(),
         leases: leases.clone(),
+        telling: Arc::new(Semaphore::new(TELLING)),
     };
     tasks.spawn(leases.clone().watch(gone.clone()));
     tasks.spawn(announcer.run(stop.clone()));

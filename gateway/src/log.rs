@@ -23,6 +23,10 @@ use serde::Serialize;
 
 use crate::{error::Error, inbox::Fetched};
 
+pub mod bucket;
+
+pub use bucket::BucketKey;
+
 /// The logs. Clones share everything.
 #[derive(Clone)]
 pub struct EventLog {
@@ -62,17 +66,6 @@ struct Stored {
     pending: u64,
 }
 
-/// A key of a bucket.
-#[derive(Debug, Clone)]
-pub struct BucketKey {
-    /// The key.
-    pub key: String,
-    /// The revision of its value, or of its removal.
-    pub revision: u64,
-    /// Whether it was removed.
-    pub is_removed: bool,
-}
-
 /// How long an answer, or the next message of one, may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The most bytes read from a log at once.
@@ -81,8 +74,6 @@ const MAX_BYTES: usize = 256 * 1024;
 const MAX_EVENTS: usize = 1024;
 /// The header of a batch's messages that counts what comes after them (ADR-31).
 const NUM_PENDING: &str = "Nats-Num-Pending";
-/// The most subjects of which the broker returns the last message at once (ADR-31).
-const MULTI_LAST: usize = 1024;
 
 impl EventLog {
     /// The logs on this connection.
@@ -296,50 +287,6 @@ impl EventLog {
         Ok(ends)
     }
 
-    /// What a bucket has under these keys, which may hold wildcards. Removed keys show while their mark lasts.
-    ///
-    /// # Errors
-    /// If the broker fails.
-    pub async fn last_of_bucket(
-        &self,
-        bucket: &str,
-        keys: &[String],
-    ) -> Result<Vec<BucketKey>, Error> {
-        let prefix = format!("$KV.{bucket}.");
-        let subjects: Vec<String> = keys.iter().map(|key| format!("{prefix}{key}")).collect();
-        let request =
-            DirectGet { multi_last: &subjects, batch: Some(MULTI_LAST), ..DirectGet::default() };
-        let found = self.get(&format!("KV_{bucket}"), &request).await?;
-        let key = |stored: Stored| {
-            let key = stored.subject.strip_prefix(&prefix)?.to_owned();
-            Some(BucketKey { key, revision: stored.sequence, is_removed: stored.is_removed })
-        };
-        Ok(found.into_iter().filter_map(key).collect())
-    }
-
-    /// The same for a wildcard that matches any number of keys.
-    ///
-    /// # Errors
-    /// If the broker fails.
-    pub async fn keys_of_bucket(
-        &self,
-        bucket: &kv::Store,
-        filter: &str,
-    ) -> Result<Vec<BucketKey>, Error> {
-        let subjects = bucket.stream.info_with_subjects(format!("{}{filter}", bucket.prefix)).await;
-        let mut subjects = subjects.map_err(Error::broker("list a bucket's keys"))?;
-        let mut names = Vec::new();
-        while let Some(subject) = subjects.next().await {
-            let (subject, _) = subject.map_err(Error::broker("list a bucket's keys"))?;
-            names.extend(subject.strip_prefix(&bucket.prefix).map(ToOwned::to_owned));
-        }
-        let mut keys = Vec::with_capacity(names.len());
-        for some in names.chunks(MULTI_LAST / 2) {
-            keys.extend(self.last_of_bucket(&bucket.name, some).await?);
-        }
-        Ok(keys)
-    }
-
     async fn get(&self, stream: &str, request: &DirectGet<'_>) -> Result<Vec<Stored>, Error> {
         const WHAT: &str = "read a log";
         let inbox = self.client.new_inbox();
@@ -397,8 +344,7 @@ fn stored(message: async_nats::Message) -> Result<Stored, Error> {
             .ok_or(Error::Unreadable("a stored message"))?,
         sequence: header::number(headers, async_nats::header::NATS_SEQUENCE)
             .ok_or(Error::Unreadable("a stored message"))?,
-        is_removed: headers.get("KV-Operation").is_some()
-            || headers.get("Nats-Marker-Reason").is_some(),
+        is_removed: bucket::is_removal(headers),
         pending: header::number(headers, NUM_PENDING).unwrap_or(0),
         payload: message.payload,
     })

@@ -80,7 +80,7 @@ async fn serve(shared: Arc<Shared>, stream: TokioIo<Upgraded>, identity: Result<
     let socket = Socket::new(stream, hard_limit, limits.write_timeout).await;
     match identity {
         _ if shared.drain.is_cancelled() => {
-            socket.close(CloseCode::ServiceRestart, "this gateway is restarting").await;
+            socket.close(CloseCode::ServiceRestart, &session::reconnect_hint()).await;
         }
         Ok(identity) => session::begin(shared, socket, identity).await,
         Err(error) => {

@@ -19,7 +19,7 @@ use herald_proto::{
 use serde_json::value::to_raw_value;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    time::timeout,
+    time::{sleep_until, timeout},
 };
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -199,13 +199,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 }
             }
             self.waiting.set(self.state.open_requests());
+            let (next_tick, listens_at) = (self.state.next_tick(), self.state.listens_at());
+            let listens = listens_at <= now();
             // A deadline that has moved further away is left: ticking early does nothing.
-            let next_tick = self.state.next_tick().into();
-            if next_tick < alarm.deadline() {
-                alarm.as_mut().reset(next_tick);
+            let wake_at = if listens { next_tick } else { next_tick.min(listens_at) }.into();
+            if wake_at < alarm.deadline() {
+                alarm.as_mut().reset(wake_at);
             }
             tokio::select! {
-                message = self.socket.next() => match message {
+                message = self.socket.next(), if listens => match message {
                     Ok(message) => self.message(message, &mut out)?,
                     Err(closing) => return closing,
                 },
@@ -351,8 +353,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         drop(self.seat);
         if let Some((code, mut reason)) = closing {
             if code == CloseCode::ServiceRestart {
-                let hint = RECONNECT_SPREAD.mul_f64(fastrand::f64()).as_millis();
-                reason = format!("{{\"retryAfter\":{hint}}}");
+                reason = reconnect_hint();
             }
             // Wherever the device comes back at once, what it has acked must not come again.
             if timeout(CURSOR_PATIENCE, self.shared.cursors.stored()).await.is_err() {
@@ -362,6 +363,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             self.socket.close(code, &reason).await;
         }
     }
+}
+
+/// The reason of a restarting gateway's close frame: when to reconnect, in milliseconds, another time for each client.
+pub fn reconnect_hint() -> String {
+    let after = RECONNECT_SPREAD.mul_f64(fastrand::f64()).as_millis();
+    format!("{{\"retryAfter\":{after}}}")
 }
 
 /// The runtime's clock, which a test can pause.

@@ -3,9 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use futures::{StreamExt as _, TryStreamExt as _, future::try_join_all, stream};
-use herald_tests::{Backend, Cluster, Gateways, Options, Pair};
+use herald_tests::{Backend, Client, Cluster, Gateways, Options, Pair, eventually, http};
 use serde_json::json;
 
 /// How long the gateway may take to be gone: its deadline, and what a busy machine adds.
@@ -75,7 +75,7 @@ fn hint(end: &str) -> Option<u64> {
 async fn a_gateway_whose_requests_are_not_answered_is_gone_in_time_and_tells_its_clients()
 -> Result<()> {
     let mut cluster = Cluster::start(Backend::Sqlite, Options::of(0, 1)).await?;
-    let flags = ["--drain-timeout", "1s", "--request-timeout", "60s"];
+    let flags = ["--drain-timeout", "3s", "--request-timeout", "60s"];
     let mut stopping = cluster.gateway_process("stopping", &flags).await?;
     let mut user1 = stopping.connect("User1", "phone").await?.without_presence();
     let mut user2 = stopping.connect("User2", "phone").await?.without_presence();
@@ -93,6 +93,17 @@ async fn a_gateway_whose_requests_are_not_answered_is_gone_in_time_and_tells_its
     }
     let begin = Instant::now();
     stopping.process.term()?;
+    // Nobody is sent here any more, and who comes all the same is sent away.
+    eventually("it is not ready", DEADLINE, async || {
+        let (status, body) = http::get(stopping.address, "/readyz").await?;
+        ensure!(status == 503, "{status} {body}");
+        Ok(())
+    })
+    .await?;
+    let mut late = Client::connect(&stopping.user_url("User3", "phone")).await?;
+    let (code, reason) = late.expect_close().await?;
+    assert_eq!(code, 1012);
+    assert!(reason.contains("retryAfter"), "{reason}");
     for user in [&mut user1, &mut user2] {
         let (code, reason) = user.expect_close().await?;
         assert_eq!(code, 1012);

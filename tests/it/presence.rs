@@ -123,7 +123,8 @@ async fn leases_are(cluster: &Cluster, count: usize) -> Result<()> {
 async fn a_killed_gateways_users_go_offline_once_each_and_none_is_left() -> Result<()> {
     const USERS: usize = 1000;
     const WATCHERS: usize = 10;
-    let options = Options::of(2, 1).gateway_flags(&["--lease", "2s", "--grace", "1s"]);
+    // Replicas, as in production: one that lags must not hide that someone is gone.
+    let options = Options::of(2, 1).gateway_flags(&["--lease", "2s", "--grace", "1s"]).servers(3);
     let cluster = Cluster::start(Backend::Sqlite, options).await?;
     let mut doomed = cluster.gateway_process("doomed", &["--gateway-id", "doomed"]).await?;
     let seen = Seen::by(WATCHERS, &[cluster.url(0)?, cluster.url(1)?]).await?;

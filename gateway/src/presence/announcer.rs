@@ -12,11 +12,16 @@ use herald_proto::{
     wire::Signal,
 };
 use serde_json::value::to_raw_value;
-use tokio::time::MissedTickBehavior;
+use tokio::{sync::Semaphore, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::{Due, Presence};
-use crate::{contacts::Contacts, error::Error, leases::Leases, log::EventLog};
+use crate::{
+    contacts::Contacts,
+    error::Error,
+    leases::Leases,
+    log::{BucketKey, EventLog},
+};
 
 /// Keeps announcements true.
 pub struct Announcer {
@@ -34,12 +39,19 @@ pub struct Announcer {
     pub contacts: Contacts,
     /// The gateways' leases.
     pub leases: Leases,
+    /// Bounds how many contacts are looked up at the same time.
+    pub telling: Arc<Semaphore>,
 }
 
 /// Users looked after at the same time.
 const AT_ONCE: usize = 32;
+/// Users whose contacts are looked up at the same time.
+pub const TELLING: usize = 128;
 /// How often those who are about to leave are looked at.
 const TICK: Duration = Duration::from_millis(100);
+/// The pauses before a user's keys are read again, doubled each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(6);
 /// How long the mark of a removed key stays, for gateways to compare revisions.
 const MARK_TTL: Duration = Duration::from_secs(60);
 
@@ -133,11 +145,11 @@ impl Announcer {
                 }
             }
             Due::Withdraw(revision) => {
-                let removed = self.remove(&key, revision).await?;
+                let is_removed = self.remove(&key, revision).await?;
                 self.presence.announced(user, None);
                 self.presence.forget(user);
-                if let Some(mark) = removed {
-                    self.tell_if_gone(user, mark).await?;
+                if is_removed {
+                    self.tell_if_gone(user, &key).await?;
                 }
             }
             Due::Forget => self.presence.forget(user),
@@ -146,48 +158,57 @@ impl Announcer {
         Ok(())
     }
 
-    /// Removes a key if it still stands at `revision`; returns the revision of its removal, or `None` if another
-    /// gateway was first.
-    async fn remove(&self, key: &str, revision: u64) -> Result<Option<u64>, Error> {
-        match self.sessions.purge_expect_revision_with_ttl(key, revision, MARK_TTL).await {
-            Ok(()) => {}
-            Err(error) => {
-                let entry = self
-                    .sessions
-                    .entry(key)
-                    .await
-                    .map_err(Error::broker("read a session's key"))?;
-                let is_mine = entry.is_some_and(|entry| entry.revision == revision);
-                return if is_mine {
-                    Err(Error::broker("withdraw a user")(error))
-                } else {
-                    Ok(None)
-                };
-            }
+    /// Removes a key if it still stands at `revision`; returns whether it did, or another gateway was first.
+    async fn remove(&self, key: &str, revision: u64) -> Result<bool, Error> {
+        let Err(error) =
+            self.sessions.purge_expect_revision_with_ttl(key, revision, MARK_TTL).await
+        else {
+            return Ok(true);
+        };
+        let keys = self.log.newest_of_bucket(&self.sessions, key).await?;
+        if keys.iter().any(|found| found.revision == revision) {
+            return Err(Error::broker("withdraw a user")(error));
         }
-        let marks = self.log.last_of_bucket(subject::SESSIONS, &[key.to_owned()]).await?;
-        // The mark is the newest thing under the key, unless the user has just come back: then nobody is gone.
-        Ok(marks.first().filter(|mark| mark.is_removed).map(|mark| mark.revision))
+        Ok(false)
     }
 
-    /// Tells the contacts unless the user is online elsewhere, or another gateway was later and tells them.
-    async fn tell_if_gone(&self, user: &UserId, mark: u64) -> Result<(), Error> {
-        let is_gone =
-            self.keys_of(user).await?.iter().all(|key| key.is_removed && key.revision <= mark);
+    /// Tells the contacts that a user is gone whose key was removed, unless it is online elsewhere or has come back, or
+    /// another gateway was later and tells them.
+    async fn tell_if_gone(&self, user: &UserId, key: &str) -> Result<(), Error> {
+        let keys = self.keys_of(user).await?;
+        let own = keys.iter().find(|found| found.key == key);
+        let is_gone = own.is_some_and(|own| {
+            keys.iter().all(|key| key.is_removed && key.revision <= own.revision)
+        });
         if is_gone {
             self.tell(user, EventBody::Offline(payload::Presence { user_id: user.clone() }));
         }
         Ok(())
     }
 
-    async fn keys_of(&self, user: &UserId) -> Result<Vec<crate::log::BucketKey>, Error> {
-        self.log.last_of_bucket(subject::SESSIONS, &[subject::sessions_of_user(user)]).await
+    /// Tries for a while: what was changed just now would be told to nobody.
+    async fn keys_of(&self, user: &UserId) -> Result<Vec<BucketKey>, Error> {
+        let filter = subject::sessions_of_user(user);
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.log.newest_of_bucket(&self.sessions, &filter).await {
+                Err(error) if pause <= LONGEST_PAUSE => {
+                    tracing::debug!(%error, "looking for a user's sessions again");
+                    tokio::time::sleep(pause).await;
+                    pause *= 2;
+                }
+                result => return result,
+            }
+        }
     }
 
     /// Tells the contacts behind the announcer's back: a slow look-up holds nobody up.
     fn tell(&self, user: &UserId, body: EventBody) {
         let (client, contacts, user) = (self.client.clone(), self.contacts.clone(), user.clone());
+        let telling = self.telling.clone();
         tokio::spawn(async move {
+            // When many come or go at once, the workers are not asked about all of them at once.
+            let Ok(_permit) = telling.acquire().await else { return };
             let Ok(frame) = to_raw_value(&Event::new(now_ms(), body)) else { return };
             let Ok(signal) = serde_json::to_vec(&Signal::Frame(frame)) else { return };
             let signal = bytes::Bytes::from(signal);
@@ -219,10 +240,10 @@ impl Announcer {
             .for_each_concurrent(AT_ONCE, async |key| {
                 let Some((user, _)) = subject::parse_session_key(&key.key) else { return };
                 let result = async {
-                    match self.remove(&key.key, key.revision).await? {
-                        Some(mark) => self.tell_if_gone(&user, mark).await,
-                        None => Ok(()),
+                    if self.remove(&key.key, key.revision).await? {
+                        self.tell_if_gone(&user, &key.key).await?;
                     }
+                    Ok::<(), Error>(())
                 };
                 if let Err(error) = result.await {
                     tracing::warn!(%error, "a dead gateway's user can't be removed, trying again");

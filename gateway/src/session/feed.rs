@@ -33,6 +33,9 @@ pub struct Feed {
 /// How long to wait before a log that could not be read is read again.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// How long to wait before a log is read again that does not yet hold what was heard of.
+const LAG: Duration = Duration::from_millis(50);
+
 impl Feed {
     /// A device that has acked everything up to `cursor`.
     pub fn new(cursor: EventId, window: usize, window_bytes: usize) -> Self {
@@ -117,12 +120,17 @@ impl Feed {
             // A new device's place: the user had no event before it.
             self.last_event = EventId::NONE;
         }
+        let is_empty = fetched.events.is_empty();
         for (id, body) in fetched.events {
             if id > self.tail {
                 self.deliver(id, &body, now, out);
             }
         }
         self.behind = fetched.more || self.seen > self.tail;
+        if self.behind && is_empty {
+            // A replica that lags has answered.
+            self.retry_at = Some(now + LAG);
+        }
         self.fetch_if_due(out);
     }
 

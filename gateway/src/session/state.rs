@@ -33,6 +33,8 @@ pub struct State {
     binary_frames: u32,
     /// How many more frames were refused than taken, of late.
     excess: u32,
+    /// From when on the client is listened to.
+    listens_at: Instant,
     draining: bool,
 }
 
@@ -42,6 +44,9 @@ const RETRY_AFTER: u64 = 1000;
 const BINARY_FRAMES: u32 = 3;
 /// An excess of refused frames that ends a session.
 const MAX_EXCESS: u32 = 1000;
+/// How long a client is not listened to after a refused frame: telling a flood that it is too much must not cost what it
+/// asks for.
+const REFUSAL_PAUSE: Duration = Duration::from_millis(1);
 /// One `typing` a chat in this time is passed on.
 const TYPING_INTERVAL: Duration = Duration::from_secs(1);
 /// Chats whose last `typing` is remembered.
@@ -70,6 +75,7 @@ impl State {
             expires_at,
             binary_frames: 0,
             excess: 0,
+            listens_at: now,
             draining: false,
         }
     }
@@ -86,6 +92,7 @@ impl State {
         // Taking what was sent is what the service waits for: it costs nothing.
         let is_free = matches!(frame, Ok(ClientFrame::Ack(id)) if self.feed.holds(id));
         if !is_free && let Err(retry_after) = self.bucket.take(now) {
+            self.listens_at = now + REFUSAL_PAUSE;
             self.refuse(&frame, Error::rate_limited(retry_after), clock, out);
             return;
         }
@@ -299,6 +306,11 @@ impl State {
 
     fn ping_due(&self) -> Option<Instant> {
         self.pinged_at.is_none().then_some(self.heard_at + self.limits.ping_interval)
+    }
+
+    /// From when on the client may be listened to.
+    pub fn listens_at(&self) -> Instant {
+        self.listens_at
     }
 
     /// When [`tick`](Self::tick) has something to do. Does not depend on when it is asked: what comes in more often than

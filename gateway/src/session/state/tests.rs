@@ -164,6 +164,17 @@ fn a_log_that_can_not_be_read_is_read_again() {
 }
 
 #[test]
+fn a_replica_that_lags_is_not_asked_in_a_hurry() {
+    let mut test = Test::new(&[]);
+    test.live(20, 15);
+    test.take();
+    test.fetched(&[], false);
+    assert_eq!(test.take(), [], "not at once");
+    test.pass(Duration::from_millis(50));
+    assert!(matches!(test.take().as_slice(), [Output::Fetch { after: EventId(10), .. }]));
+}
+
+#[test]
 fn a_resync_forgets_what_was_unacked_and_goes_on_from_where_the_log_begins() {
     let mut test = Test::new(&[]);
     test.live(12, 10);
@@ -364,7 +375,9 @@ fn acks_of_what_was_sent_are_never_limited_and_others_are_refused_under_their_id
     test.live(11, 10);
     test.request("a");
     test.take();
+    assert_eq!(test.state.listens_at(), test.now, "what is taken holds nothing up");
     test.ack(99);
+    assert!(test.state.listens_at() > test.now, "a flood is slowed down");
     let sent = test.sent();
     assert_eq!((&sent[0]["id"], &sent[0]["error"]["code"]), (&json!("99"), &json!("rate_limited")));
     test.ack(11);
