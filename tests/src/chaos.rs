@@ -24,7 +24,7 @@ pub struct Chaos {
     pub site: Site,
     /// Who sees what becomes of it.
     pub fleet: Fleet,
-    /// When workers were killed.
+    /// When workers were killed that left others.
     pub deaths: Vec<Millis>,
     /// Decides how long faults last and whom they hit.
     pub rng: fastrand::Rng,

@@ -205,8 +205,6 @@ impl Chaos {
     }
 
     async fn kill_all(&mut self) -> Result<()> {
-        let died = self.fleet.now();
-        self.deaths.extend(self.site.workers.iter().map(|_| died));
         for member in self.site.gateways.iter_mut().chain(&mut self.site.workers) {
             member.kill().await?;
         }
