@@ -39,6 +39,7 @@ survives! {
     a_killed_database: [Fault::KillDatabase];
     everything_killed_at_once: [Fault::KillAll];
     a_worker_that_stood_still: [Fault::FreezeWorker];
+    a_gateway_and_a_broker_that_stood_still: [Fault::FreezeGateway, Fault::FreezeBroker];
     workers_that_come_and_go: [Fault::ScaleWorkers];
     gateways_and_workers_rolled_one_by_one: [Fault::RollGateways, Fault::RollWorkers];
     a_gateway_without_its_broker: [
