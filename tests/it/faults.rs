@@ -61,7 +61,7 @@ fn plan() -> Plan {
     Plan {
         users: 10,
         with_second_device: 3,
-        rate: 150.0,
+        rate: 200.0,
         habits: Habits { vanish: 0.01, ..Habits::default() },
         seed: seed.unwrap_or_else(|| fastrand::u64(..)),
     }
@@ -70,7 +70,8 @@ fn plan() -> Plan {
 async fn survive(faults: &[Fault]) -> Result<()> {
     let setup = Setup {
         gateways: 2,
-        workers: 2,
+        // Those that come and go are more than those that stay.
+        workers: if faults == [Fault::ScaleWorkers] { 1 } else { 2 },
         has_own_database: faults
             .iter()
             .any(|fault| matches!(fault, Fault::KillDatabase | Fault::KillAll)),

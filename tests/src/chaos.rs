@@ -81,7 +81,7 @@ pub async fn trial(
     faults: impl AsyncFnOnce(&mut Chaos) -> Result<()>,
 ) -> Result<Outcome> {
     /// Messages before and after the fault: enough that each partition has some.
-    const SOME: u64 = 200;
+    const SOME: u64 = 150;
     const RECOVERY: Duration = Duration::from_secs(60);
     /// Longer than a worker may be silent and keep its partitions.
     const LONGEST: Duration = Duration::from_millis(4000);
