@@ -195,11 +195,11 @@ impl Fault {
             Self::ScaleWorkers => {
                 for _ in 0..2 {
                     chaos.site.add_worker().await?;
-                    sleep(chaos.between(500, 4000)).await;
+                    sleep(chaos.between(500, 2500)).await;
                 }
                 for _ in 0..2 {
                     chaos.site.workers.remove(0).stop().await?;
-                    sleep(chaos.between(500, 4000)).await;
+                    sleep(chaos.between(500, 2500)).await;
                 }
                 Ok(())
             }
