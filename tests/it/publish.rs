@@ -1,8 +1,9 @@
 //! A worker's events come into the logs in order, even when its connection breaks in the middle of a batch.
 
-use std::time::Duration;
+use std::{net::SocketAddr, sync::atomic::Ordering, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
+use async_nats::Client;
 use clap::Parser as _;
 use futures::StreamExt as _;
 use herald_proto::{UserId, broker, subject};
@@ -34,23 +35,29 @@ fn event(number: usize) -> Result<Outgoing> {
     })
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn events_keep_their_order_when_the_connection_breaks_in_a_batch() -> Result<()> {
-    let nats = Broker::start().await?;
-    let proxy = Proxy::start(nats.address()).await?;
-    let url = format!("nats://{}", proxy.address());
-    let database = Database::create(Backend::Sqlite).await?;
+/// Workers' way to the logs, as each of them has it.
+async fn logs(nats: SocketAddr, database: &Database) -> Result<(Events, Store, Client)> {
+    let url = format!("nats://{nats}");
     let flags = ["herald-worker", "run", "--nats-url", &url, "--database-url", database.url()];
     let Command::Run(config) = Cli::try_parse_from(flags)?.command else {
         anyhow::bail!("not the command run");
     };
+    let store = Store::connect(database.url(), 2).await?;
+    store.migrate().await?;
     let client = broker::connect(&config.broker, "test").await?;
     let jetstream = async_nats::jetstream::new(client.clone());
     let topology = topology::ensure(&jetstream, &config).await?;
-    let store = Store::connect(database.url(), 2).await?;
-    store.migrate().await?;
     let stop = CancellationToken::new();
-    let mut logs = Events::open(client, jetstream, topology, store, stop).await?;
+    let events = Events::open(client.clone(), jetstream, topology, store.clone(), stop).await?;
+    Ok((events, store, client))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_keep_their_order_when_the_connection_breaks_in_a_batch() -> Result<()> {
+    let nats = Broker::start().await?;
+    let proxy = Proxy::start(nats.address()).await?;
+    let database = Database::create(Backend::Sqlite).await?;
+    let (mut logs, ..) = logs(proxy.address(), &database).await?;
 
     // Past the proxy: sees each event as it comes into its log.
     let onlooker = async_nats::connect(nats.url()).await?;
@@ -89,5 +96,46 @@ async fn events_keep_their_order_when_the_connection_breaks_in_a_batch() -> Resu
     }
     let expected: Vec<String> = (0..EVENTS).map(|number| format!("e{number}")).collect();
     assert!(found == expected, "{} events, not in order", found.len());
+    Ok(())
+}
+
+/// A worker that comes back looks whether the logs stand where they were left. Another one goes on meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_grows_while_it_is_looked_at_has_lost_nothing() -> Result<()> {
+    let nats = Broker::start().await?;
+    let proxy = Proxy::start(nats.address()).await?;
+    let database = Database::create(Backend::Postgres).await?;
+    let (mut busy, store, _) = logs(nats.address(), &database).await?;
+    let (mut back, _, client) = logs(proxy.address(), &database).await?;
+    let jetstream = async_nats::jetstream::new(async_nats::connect(nats.url()).await?);
+    let mut stream = jetstream.get_stream(subject::events(0)).await?;
+
+    let done = CancellationToken::new();
+    let (grown, stop) = (stream.clone(), done.clone());
+    let growing = tokio::spawn(async move {
+        let mut count = 0;
+        while !stop.is_cancelled() {
+            busy.append(&[&event(count)?]).await?;
+            count += 1;
+            let mut mark = store.event_stream(0).await?.context("no mark")?;
+            mark.high = grown.get_info().await?.state.last_sequence.cast_signed();
+            store.raise_event_streams(&[mark]).await?;
+        }
+        anyhow::Ok(count)
+    });
+    proxy.set(Mode::Cut);
+    // What is said about the stream is old when it comes.
+    proxy.set(Mode::Delay(Duration::from_millis(200)));
+    eventually("the worker is back", Duration::from_secs(60), async || {
+        let connects = client.statistics().connects.load(Ordering::Relaxed);
+        ensure!(connects > 1, "{connects} connections so far");
+        back.look_if_due().await?;
+        Ok(back.append(&[&event(usize::MAX)?]).await?)
+    })
+    .await?;
+    done.cancel();
+    let count = growing.await??;
+    let messages = stream.info().await?.state.messages;
+    assert_eq!(messages, u64::try_from(count)? + 1, "the log was emptied");
     Ok(())
 }

@@ -24,7 +24,7 @@ pub struct Chaos {
     pub site: Site,
     /// Who sees what becomes of it.
     pub fleet: Fleet,
-    /// When workers were killed.
+    /// When workers were killed that left others.
     pub deaths: Vec<Millis>,
     /// Decides how long faults last and whom they hit.
     pub rng: fastrand::Rng,
@@ -81,7 +81,7 @@ pub async fn trial(
     faults: impl AsyncFnOnce(&mut Chaos) -> Result<()>,
 ) -> Result<Outcome> {
     /// Messages before and after the fault: enough that each partition has some.
-    const SOME: u64 = 200;
+    const SOME: u64 = 150;
     const RECOVERY: Duration = Duration::from_secs(60);
     /// Longer than a worker may be silent and keep its partitions.
     const LONGEST: Duration = Duration::from_millis(4000);

@@ -1,6 +1,6 @@
 //! What a fleet of clients has seen, and what it proves about the service.
 //!
-//! Clients write down what they send, are answered, get and ack, each device in a [`Log`] of its own. [`check`] decides
+//! Clients write down what they send, are answered, get and ack, each device in a [`Log`] of its own. [`check()`] decides
 //! from these logs, and from what the database holds at the end, whether every promise was kept: it is pure, so that each
 //! of its rules is itself tested, on histories that break it.
 

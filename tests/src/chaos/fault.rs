@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use tokio::time::sleep;
 
 use super::Chaos;
-use crate::{proxy::Mode, site::Member};
+use crate::{Process, proxy::Mode, site::Member};
 
 /// A fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +25,10 @@ pub enum Fault {
     KillAll,
     /// A worker stands still for longer than it may keep its partitions, and goes on.
     FreezeWorker,
+    /// A gateway stands still, and its clients notice or not before it goes on.
+    FreezeGateway,
+    /// nats-server stands still, and goes on.
+    FreezeBroker,
     /// A program's connections are cut, late, or lead nowhere for a while.
     Disturb(Part, Disturbance),
     /// Workers come, and go again.
@@ -102,6 +106,8 @@ impl fmt::Display for Fault {
             Self::KillDatabase => f.write_str("PostgreSQL is killed"),
             Self::KillAll => f.write_str("everything is killed"),
             Self::FreezeWorker => f.write_str("a worker stands still"),
+            Self::FreezeGateway => f.write_str("a gateway stands still"),
+            Self::FreezeBroker => f.write_str("nats-server stands still"),
             Self::Disturb(part, disturbance) => {
                 let part = match part {
                     Part::GatewayToNats => "a gateway's way to NATS",
@@ -175,20 +181,25 @@ impl Fault {
             Self::KillAll => chaos.kill_all().await,
             Self::FreezeWorker => {
                 let pause = chaos.between(3500, 9000);
-                let worker = pick(&mut chaos.site.workers, &mut chaos.rng)?;
-                worker.process()?.stop()?;
-                sleep(pause).await;
-                worker.process()?.cont()
+                freeze(pick(&mut chaos.site.workers, &mut chaos.rng)?.process()?, pause).await
+            }
+            Self::FreezeGateway => {
+                let pause = chaos.between(1000, 20_000);
+                freeze(pick(&mut chaos.site.gateways, &mut chaos.rng)?.process()?, pause).await
+            }
+            Self::FreezeBroker => {
+                let pause = chaos.between(1000, 9000);
+                freeze(chaos.site.broker.process(), pause).await
             }
             Self::Disturb(part, disturbance) => chaos.disturb(part, disturbance).await,
             Self::ScaleWorkers => {
                 for _ in 0..2 {
                     chaos.site.add_worker().await?;
-                    sleep(chaos.between(500, 4000)).await;
+                    sleep(chaos.between(500, 2500)).await;
                 }
                 for _ in 0..2 {
                     chaos.site.workers.remove(0).stop().await?;
-                    sleep(chaos.between(500, 4000)).await;
+                    sleep(chaos.between(500, 2500)).await;
                 }
                 Ok(())
             }
@@ -205,8 +216,6 @@ impl Chaos {
     }
 
     async fn kill_all(&mut self) -> Result<()> {
-        let died = self.fleet.now();
-        self.deaths.extend(self.site.workers.iter().map(|_| died));
         for member in self.site.gateways.iter_mut().chain(&mut self.site.workers) {
             member.kill().await?;
         }
@@ -262,6 +271,12 @@ impl Chaos {
         // A worker may end of its own accord when it finds its streams gone; whoever runs it would start it again.
         member.start().await
     }
+}
+
+async fn freeze(process: &mut Process, pause: Duration) -> Result<()> {
+    process.stop()?;
+    sleep(pause).await;
+    process.cont()
 }
 
 async fn roll(members: &mut [Member]) -> Result<()> {

@@ -25,6 +25,8 @@ pub fn all() -> Vec<Fault> {
         Fault::KillDatabase,
         Fault::KillAll,
         Fault::FreezeWorker,
+        Fault::FreezeGateway,
+        Fault::FreezeBroker,
         Fault::ScaleWorkers,
         Fault::RollGateways,
         Fault::RollWorkers,

@@ -32,6 +32,8 @@ const WRITE: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(20);
 /// Requests that a device has open at the same time.
 const OPEN: usize = 12;
+/// The chance that an event's ack is followed by those that were held back.
+const RELEASE: f64 = 0.2;
 /// Messages that a device remembers to take back, or to send again.
 const REMEMBERED: usize = 8;
 
@@ -53,6 +55,8 @@ pub struct Device {
     /// Whether it was ever answered, and in this session.
     is_ready: bool,
     is_served: bool,
+    /// Events whose acks are held back.
+    held: Vec<u64>,
     /// Frames to be written.
     out: Vec<String>,
 }
@@ -88,6 +92,7 @@ impl Device {
             next_message,
             is_ready: false,
             is_served: false,
+            held: Vec::new(),
             out: Vec::new(),
         }
     }
@@ -131,6 +136,8 @@ impl Device {
         let result = self.serve(&mut connection).await;
         self.outbox.lost(Instant::now());
         self.out.clear();
+        // They were never acked, and come again.
+        self.held.clear();
         self.shared.note(self.number, What::Ended);
         if result.is_ok() {
             connection.close().await;
@@ -146,6 +153,9 @@ impl Device {
         loop {
             let now = Instant::now();
             self.write_if_due(now);
+            if !self.shared.is_writing() {
+                self.ack_held();
+            }
             self.send_due(now);
             let sent = timeout(WRITE, connection.send(&mut self.out)).await;
             sent.unwrap_or_else(|_| Err(Ended::new("nobody takes a frame")))?;
@@ -277,9 +287,27 @@ impl Device {
         {
             self.mark(peer, message);
         }
+        if self.chance(self.habits.hold) {
+            self.held.push(id);
+        } else {
+            self.ack(id);
+            // Some events later, so that acks come in another order than events.
+            if self.chance(RELEASE) {
+                self.ack_held();
+            }
+        }
+        Ok(())
+    }
+
+    fn ack_held(&mut self) {
+        for id in std::mem::take(&mut self.held) {
+            self.ack(id);
+        }
+    }
+
+    fn ack(&mut self, id: u64) {
         self.shared.note(self.number, What::Acked(id));
         self.out.push(wire::ack(id));
-        Ok(())
     }
 
     /// Reports a message, or reads it, or neither.

@@ -13,12 +13,22 @@ pub struct Habits {
     pub delete: f64,
     /// That an answered message is sent once more, under the same key.
     pub repeat: f64,
+    /// That an event is only acked after later ones.
+    pub hold: f64,
     /// That a client vanishes between an event and its ack.
     pub vanish: f64,
 }
 
 impl Default for Habits {
     fn default() -> Self {
-        Self { report: 0.3, read: 0.1, mark_all: 0.1, delete: 0.02, repeat: 0.01, vanish: 0.002 }
+        Self {
+            report: 0.3,
+            read: 0.1,
+            mark_all: 0.1,
+            delete: 0.02,
+            repeat: 0.01,
+            hold: 0.05,
+            vanish: 0.002,
+        }
     }
 }
