@@ -19,7 +19,7 @@ use herald_proto::{
 use serde_json::value::to_raw_value;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    time::{sleep_until, timeout},
+    time::timeout,
 };
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
