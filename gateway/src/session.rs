@@ -187,8 +187,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         let mut alarm = pin!(tokio::time::sleep_until(self.state.next_tick().into()));
         self.state.start(&mut out);
         loop {
-            for fetch in self.perform(&mut out).await? {
-                match fetch {
+            // Boxed while there is something to do, so that an idle session does not keep room for it.
+            let steps =
+                if out.is_empty() { Vec::new() } else { Box::pin(self.perform(&mut out)).await? };
+            for step in steps {
+                match step {
                     Step::Fetch { after, limit } => {
                         let (log, user) = (self.shared.log.clone(), self.identity.user.clone());
                         fetching =
