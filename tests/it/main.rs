@@ -33,6 +33,7 @@ mod delivery;
 mod drain;
 mod errors;
 mod faults;
+mod garbage;
 mod hostile;
 mod overload;
 mod presence;

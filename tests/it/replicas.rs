@@ -62,14 +62,14 @@ async fn kill_leader(cluster: &mut Cluster, jetstream: &Context, stream: &str) -
         messages += report.stored.len();
         again += report.again;
         repeats += report.stored.iter().map(|stored| stored.repeats).sum::<u32>();
-        let resumed = report.stored.iter().find(|stored| stored.sent_at > killed_at);
+        let resumed = report.stored.iter().find(|stored| stored.answered_at > elected_at);
         resumed_at.extend(resumed.map(|stored| stored.answered_at));
         assert_eq!(report.ends, Vec::<String>::new(), "no session ends");
     }
     let first = resumed_at.iter().min().context("nobody went on")?;
     let last = resumed_at.iter().max().context("nobody went on")?;
     println!(
-        "{stream}: a leader after {:?}; requests sent after the kill answered from {:?} to {:?} after the election; \
+        "{stream}: a leader after {:?}; everyone answered from {:?} to {:?} after the election; \
          {messages} messages, {repeats} sent again, {again} events again",
         elected_at - killed_at,
         first.saturating_duration_since(elected_at),
