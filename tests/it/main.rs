@@ -35,6 +35,7 @@ mod errors;
 mod faults;
 mod hostile;
 mod overload;
+mod k8s_nats;
 mod presence;
 mod publish;
 mod replicas;

@@ -15,6 +15,7 @@ pub mod fleet;
 pub mod history;
 pub mod http;
 pub mod load;
+pub mod manifests;
 pub mod owner;
 pub mod pair;
 pub mod port;
@@ -26,7 +27,7 @@ pub mod site;
 pub mod supervise;
 pub mod tools;
 
-pub use broker::Broker;
+pub use broker::{Broker, deployed::Deployed};
 pub use child::Child;
 pub use client::Client;
 pub use cluster::{Cluster, Options};
