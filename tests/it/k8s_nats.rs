@@ -50,12 +50,18 @@ async fn everything(cluster: &mut Cluster) -> Result<()> {
     Ok(())
 }
 
-async fn works(overlay: &str, replicas: usize) -> Result<()> {
+/// Two gateways and two workers on an overlay's NATS.
+pub(crate) async fn started(overlay: &str, backend: Backend) -> Result<(Deployed, Cluster)> {
     let mut deployed = Deployed::start(overlay).await?;
     let servers = std::mem::take(&mut deployed.servers);
-    assert_eq!(servers.len(), replicas);
-    let database = Database::create(Backend::Postgres).await?;
-    let mut cluster = Cluster::start_with(servers, database, options(&deployed)).await?;
+    let database = Database::create(backend).await?;
+    let cluster = Cluster::start_with(servers, database, options(&deployed)).await?;
+    Ok((deployed, cluster))
+}
+
+async fn works(overlay: &str, replicas: usize) -> Result<()> {
+    let (_deployed, mut cluster) = started(overlay, Backend::Postgres).await?;
+    assert_eq!(cluster.peers.len() + 1, replicas);
     everything(&mut cluster).await?;
     let servers: Vec<&Broker> = std::iter::once(&cluster.broker).chain(&cluster.peers).collect();
     assert_eq!(Deployed::violations(&servers)?, Vec::<String>::new(), "nothing was refused");

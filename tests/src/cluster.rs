@@ -124,7 +124,8 @@ pub struct Cluster {
     pub peers: Vec<Broker>,
     /// The database.
     pub database: Database,
-    pub(crate) options: Options,
+    /// What further members are started with.
+    pub options: Options,
 }
 
 impl Cluster {

@@ -23,6 +23,7 @@ pub mod postgres;
 pub mod process;
 pub mod program;
 pub mod proxy;
+pub mod rollout;
 pub mod site;
 pub mod supervise;
 pub mod tools;

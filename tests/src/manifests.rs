@@ -56,6 +56,28 @@ impl Manifests {
         Self::parse(&String::from_utf8(output.stdout)?)
     }
 
+    /// Builds an overlay with these components, as a site's own kustomization would.
+    ///
+    /// # Errors
+    /// If it does not build; says what `kubectl` said.
+    pub async fn build_with(overlay: &str, components: &[&str]) -> Result<Self> {
+        let site = tempfile::Builder::new().prefix("herald-site-").tempdir()?;
+        let site_path = site.path().canonicalize()?;
+        // A kustomization names others by relative paths.
+        let up: PathBuf = site_path.components().skip(1).map(|_| "..").collect();
+        let manifests = folder().canonicalize()?;
+        let manifests = up.join(manifests.strip_prefix("/")?);
+        let path = |part: String| manifests.join(part).display().to_string();
+        let components: Vec<String> =
+            components.iter().map(|name| path(format!("components/{name}"))).collect();
+        let kustomization = serde_json::json!({
+            "resources": [path(format!("overlays/{overlay}"))],
+            "components": components,
+        });
+        std::fs::write(site_path.join("kustomization.yaml"), kustomization.to_string())?;
+        Self::build_at(&site_path).await
+    }
+
     /// Reads YAML documents.
     ///
     /// # Errors

@@ -41,6 +41,34 @@ pub enum Command {
     /// Look at frames that could not be applied, and try them again.
     #[command(subcommand)]
     Deadletter(Deadletter),
+    /// See how the work is divided, and change it.
+    #[command(subcommand)]
+    Topology(Topology),
+}
+
+/// What to do with the topology.
+#[derive(Debug, Subcommand)]
+pub enum Topology {
+    /// Print what the service runs with, and who and what is under way.
+    Show(BrokerArgs),
+    /// Print what `apply` would do, and whether it would be allowed to now.
+    Plan(TopologyArgs),
+    /// Change the number of partitions. Only when nothing is under way: no gateway, no worker, no frame that waits.
+    Apply(TopologyArgs),
+}
+
+/// The flags of `topology plan` and `apply`.
+#[derive(Debug, Args)]
+pub struct TopologyArgs {
+    /// The broker.
+    #[command(flatten)]
+    pub broker: BrokerArgs,
+    /// Number of partitions of the work. [default: as it is]
+    #[arg(long, env = "HERALD_PARTITIONS", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub partitions: Option<u16>,
+    /// Number of event streams. It can't be changed: users' logs lie in them, and the ids of their events.
+    #[arg(long, env = "HERALD_EVENT_STREAMS", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub event_streams: Option<u16>,
 }
 
 /// What to do with dead letters.

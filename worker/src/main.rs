@@ -8,6 +8,7 @@ use herald_worker::{
     config::{Cli, Command, LogFormat},
     deadletter, failpoint,
     store::Store,
+    topology,
 };
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -46,5 +47,6 @@ async fn main() -> anyhow::Result<()> {
         }
         Command::Healthcheck(args) => Ok(health::ask(args.health_listen).await?),
         Command::Deadletter(command) => deadletter::run(command).await,
+        Command::Topology(command) => topology::change::run(command).await,
     }
 }
