@@ -56,7 +56,8 @@ pub async fn run(
     let authenticator = Arc::new(Authenticator::new(&config.auth).await?);
     let gateway: Arc<str> =
         config.gateway_id.clone().unwrap_or_else(|| instance::name("gateway")).into();
-    let client = broker::connect(&config.broker, &format!("herald-gateway {gateway}")).await?;
+    let name = format!("herald-gateway {gateway}");
+    let client = broker::connect(&config.broker, &name, subject::GATEWAY_INBOX).await?;
     let jetstream = ContextBuilder::new()
         .ack_timeout(PUBLISH_TIMEOUT)
         .timeout(PUBLISH_TIMEOUT)

@@ -2,13 +2,21 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{ArgGroup, Args, Parser, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use herald_proto::broker::BrokerArgs;
 
 /// Herald's gateway: terminates clients' WebSockets.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "herald-gateway", version, group = ArgGroup::new("auth").required(true).multiple(false))]
+#[command(
+    name = "herald-gateway",
+    version,
+    group = ArgGroup::new("auth").required(true).multiple(false),
+    subcommand_negates_reqs = true
+)]
 pub struct Config {
+    /// What to do instead of serving.
+    #[command(subcommand)]
+    pub command: Option<Command>,
     /// Where clients connect (`/ws`), and where `/healthz` and `/readyz` are served.
     #[arg(long, env = "HERALD_LISTEN", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
@@ -46,6 +54,13 @@ pub struct Config {
     /// How log lines look.
     #[arg(long, env = "HERALD_LOG_FORMAT", value_enum, default_value_t = LogFormat::Pretty)]
     pub log_format: LogFormat,
+}
+
+/// What to do instead of serving.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum Command {
+    /// Ask the gateway that serves on --listen, on this machine, whether it is ready; fails if it is not.
+    Healthcheck,
 }
 
 /// How log lines look.

@@ -8,8 +8,7 @@ use std::{
 
 use async_nats::jetstream::{Context, kv, stream::LastRawMessageErrorKind};
 use futures::StreamExt;
-use herald_proto::subject;
-use serde::{Deserialize, Serialize};
+use herald_proto::{subject, wire::Lease};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
@@ -37,13 +36,6 @@ struct Other {
     lasts: Duration,
     /// When it runs out, by this gateway's clock.
     until: Instant,
-}
-
-/// A lease's value.
-#[derive(Serialize, Deserialize)]
-struct Lease {
-    /// How long it lasts if it is not renewed.
-    lasts_ms: u64,
 }
 
 /// How long the mark of a removed lease stays.

@@ -4,9 +4,9 @@ use anyhow::Context;
 use clap::Parser;
 use herald_gateway::{
     app,
-    config::{Config, LogFormat},
+    config::{Command, Config, LogFormat},
 };
-use herald_proto::{signal, telemetry};
+use herald_proto::{health, signal, telemetry};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -17,6 +17,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let config = Config::parse();
+    if let Some(Command::Healthcheck) = config.command {
+        return Ok(health::ask(config.listen).await?);
+    }
     let format = match config.log_format {
         LogFormat::Pretty => telemetry::LogFormat::Pretty,
         LogFormat::Json => telemetry::LogFormat::Json,

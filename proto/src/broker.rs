@@ -58,13 +58,15 @@ pub enum Error {
 /// The longest pause between two tries to reconnect.
 const RECONNECT_CAP: Duration = Duration::from_secs(4);
 
-/// Connects, and keeps reconnecting for ever with growing, jittered pauses.
+/// Connects, and keeps reconnecting for ever with growing, jittered pauses. Answers come in under `inbox`, one of the
+/// prefixes in [`subject`](crate::subject).
 ///
 /// # Errors
 /// [`Error`] if the options are bad or the first connection fails.
-pub async fn connect(args: &BrokerArgs, name: &str) -> Result<Client, Error> {
+pub async fn connect(args: &BrokerArgs, name: &str, inbox: &str) -> Result<Client, Error> {
     let mut options = ConnectOptions::new()
         .name(name)
+        .custom_inbox_prefix(inbox)
         .connection_timeout(Duration::from_secs(5))
         .ping_interval(Duration::from_secs(10))
         .subscription_capacity(SUBSCRIPTION_CAPACITY)

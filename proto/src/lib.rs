@@ -9,6 +9,7 @@ pub mod clock;
 pub mod error;
 pub mod frame;
 pub mod header;
+pub mod health;
 pub mod id;
 pub mod instance;
 pub mod payload;

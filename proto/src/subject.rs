@@ -32,6 +32,13 @@ pub const CONTACTS: &str = "contacts";
 pub const WORKERS: &str = "workers";
 /// Where workers tell each other that they are alive.
 pub const HEARTBEATS: &str = "workers";
+/// Where answers to gateways come in. Each role has a prefix of its own, so that the broker's permissions can keep one
+/// from hearing what another was answered.
+pub const GATEWAY_INBOX: &str = "_INBOX_gateway";
+/// Where answers to workers come in.
+pub const WORKER_INBOX: &str = "_INBOX_worker";
+/// Where answers to operators' commands come in.
+pub const OPERATOR_INBOX: &str = "_INBOX_operator";
 /// What `RePublish` makes of `events.<s>.<user>`.
 pub const LIVE_FROM_EVENTS: &str = "live.{{wildcard(1)}}";
 

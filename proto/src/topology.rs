@@ -13,6 +13,12 @@ pub struct Topology {
     pub event_streams: u16,
 }
 
+impl std::fmt::Display for Topology {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} partitions and {} event streams", self.partitions, self.event_streams)
+    }
+}
+
 impl Topology {
     /// The partition that keeps a chat's frames in order.
     pub fn partition(&self, chat: &Chat) -> u16 {

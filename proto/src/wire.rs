@@ -100,6 +100,13 @@ pub struct Heartbeat {
     pub leaving: bool,
 }
 
+/// A gateway's lease: the value of its key in `LEASES`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// How long it lasts if it is not renewed, in milliseconds.
+    pub lasts_ms: u64,
+}
+
 /// Whom a user shares a chat with: the answer to a request on `contacts`, newest chats first, bounded.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Contacts(pub Vec<UserId>);

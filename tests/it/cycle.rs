@@ -41,7 +41,11 @@ async fn acked(client: &mut Client, event: &Value) -> Result<()> {
 }
 
 async fn a_message_lives_its_whole_life_as_in_the_examples(backend: Backend) -> Result<()> {
-    let cluster = Cluster::start(backend, Options::default()).await?;
+    whole_life(&Cluster::start(backend, Options::default()).await?).await
+}
+
+/// A message's whole life, on any cluster that has not seen these users.
+pub(crate) async fn whole_life(cluster: &Cluster) -> Result<()> {
     let mut user1 = cluster.connect("User1").await?;
     let mut user2 = cluster.connect("User2").await?;
     const KEY: &str = "9CD99794-6D8E-4E82-9C97-D474831A43E3";
@@ -166,17 +170,21 @@ async fn a_dlvrd_without_a_message_id_covers_all_so_far(backend: Backend) -> Res
 }
 
 async fn a_users_coming_and_going_is_told_to_its_contacts(backend: Backend) -> Result<()> {
-    let cluster = Cluster::start(backend, Options::default()).await?;
-    let mut user2 = cluster.connect_with_presence(0, "User2", "default").await?;
+    coming_and_going(&Cluster::start(backend, Options::default()).await?, "User1", "User2").await
+}
+
+/// A contact sees a user come and go, on any cluster that has not seen them.
+pub(crate) async fn coming_and_going(cluster: &Cluster, user: &str, contact: &str) -> Result<()> {
+    let mut user2 = cluster.connect_with_presence(0, contact, "default").await?;
     let answer = user2
-        .request("new", json!({"chatId": "User1", "clientMessageId": "k", "message": "hi"}))
+        .request("new", json!({"chatId": user, "clientMessageId": "k", "message": "hi"}))
         .await?;
     assert!(answer.get("error").is_none(), "{answer}");
-    let mut user1 = cluster.connect("User1").await?;
+    let mut user1 = cluster.connect(user).await?;
     let event = user2.event("online").await?;
     assert_eq!(
         stable(event),
-        json!({"type": "event", "timestamp": "now", "eventType": "online", "payload": {"userId": "User1"}})
+        json!({"type": "event", "timestamp": "now", "eventType": "online", "payload": {"userId": user}})
     );
     user1
         .send(&json!({"type": "event", "timestamp": 1700400000000_i64, "eventType": "offline"}))
@@ -184,7 +192,7 @@ async fn a_users_coming_and_going_is_told_to_its_contacts(backend: Backend) -> R
     let event = user2.event("offline").await?;
     assert_eq!(
         stable(event),
-        json!({"type": "event", "timestamp": "now", "eventType": "offline", "payload": {"userId": "User1"}})
+        json!({"type": "event", "timestamp": "now", "eventType": "offline", "payload": {"userId": user}})
     );
     Ok(())
 }

@@ -44,7 +44,7 @@ async fn logs(nats: SocketAddr, database: &Database) -> Result<(Events, Store, C
     };
     let store = Store::connect(database.url(), 2).await?;
     store.migrate().await?;
-    let client = broker::connect(&config.broker, "test").await?;
+    let client = broker::connect(&config.broker, "test", subject::WORKER_INBOX).await?;
     let jetstream = async_nats::jetstream::new(client.clone());
     let topology = topology::ensure(&jetstream, &config).await?;
     let stop = CancellationToken::new();

@@ -22,6 +22,7 @@ use crate::{
     tools,
 };
 
+pub mod deployed;
 mod servers;
 
 /// How long a server may take to be ready.

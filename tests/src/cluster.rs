@@ -124,7 +124,8 @@ pub struct Cluster {
     pub peers: Vec<Broker>,
     /// The database.
     pub database: Database,
-    pub(crate) options: Options,
+    /// What further members are started with.
+    pub options: Options,
 }
 
 impl Cluster {
@@ -141,11 +142,24 @@ impl Cluster {
     /// # Errors
     /// If a part does not start.
     pub async fn start_on(database: Database, options: Options) -> Result<Self> {
-        traced();
-        let mut peers = match options.servers {
+        let servers = match options.servers {
             0 | 1 => vec![Broker::start().await?],
             servers => Broker::start_cluster(servers).await?,
         };
+        Self::start_with(servers, database, options).await
+    }
+
+    /// The same, on these servers.
+    ///
+    /// # Errors
+    /// If a part does not start.
+    pub async fn start_with(
+        servers: Vec<Broker>,
+        database: Database,
+        options: Options,
+    ) -> Result<Self> {
+        traced();
+        let mut peers = servers;
         let broker = peers.remove(0);
         Store::connect(database.url(), 2).await?.migrate().await?;
         let mut cluster =

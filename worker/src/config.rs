@@ -1,6 +1,6 @@
 //! The worker's configuration: flags, environment variables and their defaults.
 
-use std::{net::SocketAddr, num::NonZeroUsize, time::Duration};
+use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use herald_proto::broker::BrokerArgs;
@@ -36,9 +36,39 @@ pub enum Command {
     Run(Box<Config>),
     /// Bring the database's schema up to date, then exit.
     Migrate(DatabaseArgs),
+    /// Ask the worker that serves on --health-listen, on this machine, whether it is ready; fails if it is not.
+    Healthcheck(HealthArgs),
     /// Look at frames that could not be applied, and try them again.
     #[command(subcommand)]
     Deadletter(Deadletter),
+    /// See how the work is divided, and change it.
+    #[command(subcommand)]
+    Topology(Topology),
+}
+
+/// What to do with the topology.
+#[derive(Debug, Subcommand)]
+pub enum Topology {
+    /// Print what the service runs with, and who and what is under way.
+    Show(BrokerArgs),
+    /// Print what `apply` would do, and whether it would be allowed to now.
+    Plan(TopologyArgs),
+    /// Change the number of partitions. Only when nothing is under way: no gateway, no worker, no frame that waits.
+    Apply(TopologyArgs),
+}
+
+/// The flags of `topology plan` and `apply`.
+#[derive(Debug, Args)]
+pub struct TopologyArgs {
+    /// The broker.
+    #[command(flatten)]
+    pub broker: BrokerArgs,
+    /// Number of partitions of the work. [default: as it is]
+    #[arg(long, env = "HERALD_PARTITIONS", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub partitions: Option<u16>,
+    /// Number of event streams. It can't be changed: users' logs lie in them, and the ids of their events.
+    #[arg(long, env = "HERALD_EVENT_STREAMS", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub event_streams: Option<u16>,
 }
 
 /// What to do with dead letters.
@@ -80,13 +110,31 @@ pub struct RequeueArgs {
 
 /// Where the database is.
 #[derive(Debug, Clone, Args)]
+#[group(skip)]
 pub struct DatabaseArgs {
     /// The database: `postgres://user:password@host/name` or `sqlite://file?mode=rwc`.
-    #[arg(long, env = "HERALD_DATABASE_URL", hide_env_values = true)]
-    pub database_url: String,
+    #[arg(
+        long,
+        env = "HERALD_DATABASE_URL",
+        hide_env_values = true,
+        required_unless_present = "database_url_file",
+        conflicts_with = "database_url_file"
+    )]
+    pub database_url: Option<String>,
+    /// File that holds what --database-url would say.
+    #[arg(long, env = "HERALD_DATABASE_URL_FILE")]
+    pub database_url_file: Option<PathBuf>,
     /// The most connections a worker opens to it.
     #[arg(long, env = "HERALD_DATABASE_CONNECTIONS", default_value_t = 4, value_parser = clap::value_parser!(u32).range(2..))]
     pub database_connections: u32,
+}
+
+/// Where health is served.
+#[derive(Debug, Clone, Args)]
+pub struct HealthArgs {
+    /// Where `/healthz` and `/readyz` are served.
+    #[arg(long, env = "HERALD_HEALTH_LISTEN", default_value = "127.0.0.1:8081")]
+    pub health_listen: SocketAddr,
 }
 
 /// All of `run`'s flags.
@@ -98,9 +146,9 @@ pub struct Config {
     /// The database.
     #[command(flatten)]
     pub database: DatabaseArgs,
-    /// Where `/healthz` and `/readyz` are served.
-    #[arg(long, env = "HERALD_HEALTH_LISTEN", default_value = "127.0.0.1:8081")]
-    pub health_listen: SocketAddr,
+    /// The health endpoint.
+    #[command(flatten)]
+    pub health: HealthArgs,
     /// Number of partitions of the work; at most one worker each. Decided by the first worker: later ones must agree or
     /// leave it out. [default: 8]
     #[arg(long, env = "HERALD_PARTITIONS", value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -147,16 +195,38 @@ pub struct Config {
     pub drain_timeout: Duration,
 }
 
+impl DatabaseArgs {
+    /// The database's URL, from the flag or the file.
+    ///
+    /// # Errors
+    /// A message that names the flag.
+    pub fn url(&self) -> Result<String, String> {
+        let Some(path) = &self.database_url_file else {
+            let url = self.database_url.clone();
+            return url.ok_or_else(|| "--database-url: is missing".into());
+        };
+        let url = std::fs::read_to_string(path)
+            .map_err(|error| format!("--database-url-file {}: {error}", path.display()))?;
+        check_url("database-url-file", url.trim())?;
+        Ok(url.trim().to_owned())
+    }
+}
+
+fn check_url(flag: &str, url: &str) -> Result<(), String> {
+    if ["postgres://", "postgresql://", "sqlite:"].iter().any(|scheme| url.starts_with(scheme)) {
+        return Ok(());
+    }
+    Err(format!("--{flag}: must start with postgres:// or sqlite:"))
+}
+
 impl Config {
     /// Checks what clap can't.
     ///
     /// # Errors
     /// A message that names the flag.
     pub fn validate(&self) -> Result<(), String> {
-        let url = &self.database.database_url;
-        if !["postgres://", "postgresql://", "sqlite:"].iter().any(|scheme| url.starts_with(scheme))
-        {
-            return Err("--database-url: must start with postgres:// or sqlite:".into());
+        if let Some(url) = &self.database.database_url {
+            check_url("database-url", url)?;
         }
         if self.ack_wait < Duration::from_secs(1) {
             return Err("--ack-wait: must be at least 1s".into());

@@ -4,14 +4,20 @@ use std::io::Write;
 
 use anyhow::{Context as _, bail};
 use async_nats::{
-    HeaderMap,
+    Client, HeaderMap,
     jetstream::{
         self, Context,
         message::{PublishMessage, StreamMessage},
         stream::{RawMessageErrorKind, Stream},
     },
 };
-use herald_proto::{Chat, broker, header, subject, topology::Topology, wire::Bundle};
+use herald_proto::{
+    Chat,
+    broker::{self, BrokerArgs},
+    header, subject,
+    topology::Topology,
+    wire::Bundle,
+};
 use serde::Serialize;
 use time::format_description::well_known::Rfc3339;
 
@@ -52,7 +58,7 @@ pub async fn run(command: Deadletter) -> anyhow::Result<()> {
 }
 
 async fn list(args: ListArgs) -> anyhow::Result<()> {
-    let client = broker::connect(&args.broker, "herald-worker deadletter").await?;
+    let client = connect(&args.broker).await?;
     let letters = open(&jetstream::new(client)).await?;
     let mut out = std::io::stdout().lock();
     if !args.json {
@@ -72,7 +78,7 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
 }
 
 async fn requeue(args: RequeueArgs) -> anyhow::Result<()> {
-    let client = broker::connect(&args.broker, "herald-worker deadletter").await?;
+    let client = connect(&args.broker).await?;
     let jetstream = jetstream::new(client);
     let letters = open(&jetstream).await?;
     let info = letters.get_info().await.map_err(Error::broker("get DEADLETTER"))?;
@@ -101,6 +107,10 @@ async fn requeue(args: RequeueArgs) -> anyhow::Result<()> {
         bail!("there is no dead letter {}", missing.join(", "));
     }
     Ok(())
+}
+
+async fn connect(broker: &BrokerArgs) -> Result<Client, broker::Error> {
+    broker::connect(broker, "herald-worker deadletter", subject::OPERATOR_INBOX).await
 }
 
 async fn open(jetstream: &Context) -> Result<Stream<()>, Error> {

@@ -27,8 +27,8 @@ pub enum Error {
     },
     /// The flags disagree with the topology that the first worker wrote.
     #[error(
-        "--partitions and --event-streams ask for {asked:?}, but the service runs with {found:?}; leave them out, or \
-         drain the service before changing them"
+        "--partitions and --event-streams ask for {asked}, but the service runs with {found}: leave them out, or change \
+         the topology first (herald-worker topology plan)"
     )]
     Topology {
         /// What the flags say.

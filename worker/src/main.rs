@@ -2,12 +2,13 @@
 
 use anyhow::Context;
 use clap::Parser;
-use herald_proto::{signal, telemetry};
+use herald_proto::{health, signal, telemetry};
 use herald_worker::{
     app,
     config::{Cli, Command, LogFormat},
     deadletter, failpoint,
     store::Store,
+    topology,
 };
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -29,20 +30,23 @@ async fn main() -> anyhow::Result<()> {
     let _failpoints = failpoint::setup();
     match cli.command {
         Command::Run(config) => {
-            let health = TcpListener::bind(config.health_listen)
+            let listen = config.health.health_listen;
+            let health = TcpListener::bind(listen)
                 .await
-                .with_context(|| format!("--health-listen {}", config.health_listen))?;
+                .with_context(|| format!("--health-listen {listen}"))?;
             let stop = CancellationToken::new();
             tokio::spawn(signal::cancel_on_signal(stop.clone()));
             app::run(*config, health, stop).await
         }
         Command::Migrate(database) => {
-            let store =
-                Store::connect(&database.database_url, database.database_connections).await?;
+            let url = database.url().map_err(anyhow::Error::msg)?;
+            let store = Store::connect(&url, database.database_connections).await?;
             store.migrate().await?;
             tracing::info!("the schema is up to date");
             Ok(())
         }
+        Command::Healthcheck(args) => Ok(health::ask(args.health_listen).await?),
         Command::Deadletter(command) => deadletter::run(command).await,
+        Command::Topology(command) => topology::change::run(command).await,
     }
 }

@@ -21,7 +21,7 @@ mod share;
 /// How often a worker says that it is alive.
 const BEAT: Duration = Duration::from_millis(500);
 /// How long a worker counts as alive after it was last heard of.
-const LAPSE: Duration = Duration::from_secs(2);
+pub(crate) const LAPSE: Duration = Duration::from_secs(2);
 /// How long a worker that has just started listens for others before it takes its share.
 const LISTEN: Duration = Duration::from_millis(250);
 const PAUSE: Duration = Duration::from_secs(1);

@@ -12,6 +12,9 @@ use herald_proto::{subject, topology::Topology};
 
 use crate::{config::Config, error::Error};
 
+pub mod change;
+pub mod traffic;
+
 const DEFAULT: Topology = Topology { partitions: 8, event_streams: 1 };
 /// A device that stays away longer than this starts anew.
 const CURSORS_MAX_AGE: Duration = Duration::from_secs(365 * 24 * 3600);

@@ -14,11 +14,11 @@ use super::{Broker, START, TRIES, config, program_with, run};
 use crate::{eventually, http, port};
 
 /// What a server of a cluster is given.
-struct Place {
-    scratch: TempDir,
-    port: u16,
-    routes: u16,
-    monitor: u16,
+pub(super) struct Place {
+    pub(super) scratch: TempDir,
+    pub(super) port: u16,
+    pub(super) routes: u16,
+    pub(super) monitor: u16,
 }
 
 impl Broker {
@@ -61,16 +61,16 @@ impl Broker {
 }
 
 impl Place {
-    fn new() -> Result<Self> {
+    pub(super) fn new() -> Result<Self> {
         let scratch = tempfile::Builder::new().prefix("herald-nats-").tempdir()?;
         Ok(Self { scratch, port: port::free()?, routes: port::free()?, monitor: port::free()? })
     }
 
-    fn ports(&self) -> [u16; 3] {
+    pub(super) fn ports(&self) -> [u16; 3] {
         [self.port, self.routes, self.monitor]
     }
 
-    fn route(&self) -> String {
+    pub(super) fn route(&self) -> String {
         format!("nats://{}:{}", Ipv4Addr::LOCALHOST, self.routes)
     }
 }

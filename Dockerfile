@@ -1,0 +1,62 @@
+# syntax=docker/dockerfile:1
+
+# Both programs, static, in an image that holds nothing else: no shell, no package manager, no user but one.
+#
+#   docker build --tag herald .
+#   docker run --rm herald herald-worker --help
+#
+# The dependencies are a layer of their own, built from what `recipe` keeps of the sources: the manifests and the lock
+# file. It is built again when those change, and not with every change of the code.
+
+FROM rust:1.95-alpine AS toolchain
+# The C compiler's headers, for SQLite and ring.
+# hadolint ignore=DL3018
+RUN apk add --no-cache musl-dev
+WORKDIR /src
+
+FROM toolchain AS recipe
+COPY . .
+# Every crate without its code: an empty library, and an empty program where there is one.
+RUN for crate in proto gateway worker tests; do \
+        find "$crate" -name '*.rs' -delete && \
+        mkdir -p "$crate/src" && touch "$crate/src/lib.rs"; \
+    done && \
+    for crate in gateway worker; do echo 'fn main() {}' > "$crate/src/main.rs"; done && \
+    mkdir -p tests/it && touch tests/it/main.rs && \
+    find . -type f ! -name Cargo.toml ! -name Cargo.lock ! -name '*.rs' -delete
+
+FROM toolchain AS dependencies
+COPY --from=recipe /src .
+RUN cargo build --release --locked --package herald-gateway --package herald-worker
+
+FROM dependencies AS build
+COPY proto proto
+COPY gateway gateway
+COPY worker worker
+# The copies carry the times of their files, which may be older than the empty crates built above.
+RUN find proto gateway worker -name '*.rs' -exec touch {} + && \
+    cargo build --release --locked --package herald-gateway --package herald-worker && \
+    install -D -t /out target/release/herald-gateway target/release/herald-worker && \
+    strip /out/herald-gateway /out/herald-worker
+
+FROM scratch
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+ARG CREATED=1970-01-01T00:00:00Z
+LABEL org.opencontainers.image.title="herald" \
+      org.opencontainers.image.description="Chat message delivery: herald-gateway and herald-worker" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.created="${CREATED}" \
+      org.opencontainers.image.base.name="scratch"
+# Which crates are inside, for whoever makes a bill of materials of the image.
+COPY --from=recipe /src/Cargo.lock /usr/share/herald/Cargo.lock
+COPY --from=build /out/ /usr/local/bin/
+ENV PATH=/usr/local/bin
+USER 65532:65532
+EXPOSE 8080 8081
+# For runtimes without HTTP probes. A container that runs the worker is given
+# `--health-cmd "/usr/local/bin/herald-worker healthcheck"` instead.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
+    CMD ["/usr/local/bin/herald-gateway", "healthcheck"]
+CMD ["/usr/local/bin/herald-gateway"]
