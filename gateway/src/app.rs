@@ -128,11 +128,16 @@ pub async fn run(
     tracing::info!(herald.sessions = registry.len(), "draining");
     // Its users come back elsewhere, the last of them that long after the last session has ended.
     let come_back = session::RECONNECT_SPREAD + config.grace;
-    if let Err(error) = leases.drain(config.drain_timeout + GOODBYE + come_back).await {
+    let at_most = config.drain_timeout + GOODBYE + come_back;
+    sessions.close();
+    let (told, ended) = tokio::join!(
+        leases.drain(at_most),
+        tokio::time::timeout(config.drain_timeout, sessions.wait())
+    );
+    if let Err(error) = told {
         tracing::warn!(%error, "the lease runs out by itself");
     }
-    sessions.close();
-    if tokio::time::timeout(config.drain_timeout, sessions.wait()).await.is_err() {
+    if ended.is_err() {
         tracing::warn!(herald.sessions = registry.len(), "sessions with open requests are cut");
         cut.cancel();
         if tokio::time::timeout(GOODBYE, sessions.wait()).await.is_err() {
@@ -148,9 +153,7 @@ pub async fn run(
     if tokio::time::timeout(PUBLISH_TIMEOUT, rest).await.is_err() {
         tracing::warn!("not everything was finished in time; devices may get events again");
     }
-    if let Err(error) = client.flush().await {
-        tracing::warn!(%error, "the last messages to the broker may be lost");
-    }
+    broker::flush(&client).await;
     tracing::info!("stopped");
     Ok(())
 }

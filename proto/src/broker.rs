@@ -102,6 +102,18 @@ pub async fn connect(args: &BrokerArgs, name: &str, inbox: &str) -> Result<Clien
         .map_err(|source| Error::Connect { url: args.nats_url.clone(), source })
 }
 
+/// Hands what was sent to the broker before the program ends. Gives up after a while: a broker that is away is waited for
+/// by nobody who is going.
+pub async fn flush(client: &Client) {
+    match tokio::time::timeout(FLUSH, client.flush()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "the last messages to NATS may be lost"),
+        Err(_) => tracing::warn!("NATS is away, the last messages to it are lost"),
+    }
+}
+
+/// How long to try.
+const FLUSH: Duration = Duration::from_secs(2);
 /// How many messages a subscription may hold before more are dropped as `SlowConsumer`.
 const SUBSCRIPTION_CAPACITY: usize = 16 * 1024;
 

@@ -1,5 +1,5 @@
 //! A gateway that is told to stop, under load: every request is answered or can be repeated, no device gets again what it
-//! has acked, and the gateway is gone in time.
+//! has acked, and the gateway is gone in time, whatever is away.
 
 use std::time::{Duration, Instant};
 
@@ -123,4 +123,33 @@ async fn a_gateway_whose_requests_are_not_answered_is_gone_in_time_and_tells_its
     assert_eq!(event["payload"]["clientMessageId"], "open", "the first is not sent again");
     assert_eq!(event["payload"]["messageId"], id, "stored once, before or after the repeat");
     user2.nothing_more().await
+}
+
+/// There is nobody to store cursors or to tell: that must not keep it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_whose_broker_is_away_is_gone_in_time_and_tells_its_clients() -> Result<()> {
+    let mut cluster = Cluster::start(Backend::Sqlite, Options::of(0, 1)).await?;
+    let mut stopping = cluster.gateway_process("stopping", &["--drain-timeout", "3s"]).await?;
+    let mut user1 = stopping.connect("User1", "phone").await?;
+    cluster.broker.kill().await?;
+    let begin = Instant::now();
+    stopping.process.term()?;
+    let (code, reason) = user1.expect_close().await?;
+    assert_eq!(code, 1012);
+    assert!(reason.contains("retryAfter"), "{reason}");
+    let status = tokio::time::timeout(DEADLINE, stopping.process.wait()).await??;
+    assert!(status.success(), "{status}");
+    println!("gone after {:?} without a broker", begin.elapsed());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_whose_broker_is_away_is_gone_in_time() -> Result<()> {
+    let mut cluster = Cluster::start(Backend::Sqlite, Options::of(0, 0)).await?;
+    let mut worker = cluster.worker_process("stopping", &["--drain-timeout", "3s"], &[]).await?;
+    cluster.broker.kill().await?;
+    worker.process.term()?;
+    let status = tokio::time::timeout(DEADLINE, worker.process.wait()).await??;
+    assert!(status.success(), "{status}");
+    Ok(())
 }

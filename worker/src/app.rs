@@ -114,10 +114,8 @@ pub async fn run(
     if tokio::time::timeout(config.drain_timeout, tasks.wait()).await.is_err() {
         tracing::warn!("not everything was finished in time; what is left is redelivered");
     }
-    // Acknowledgements may still lie in the client's buffer.
-    if let Err(error) = client.flush().await {
-        tracing::warn!(%error, "the last acknowledgements may be lost; their frames are redelivered");
-    }
+    // Acknowledgements may still lie in the client's buffer; those that are lost are redelivered.
+    broker::flush(&client).await;
     tracing::info!("stopped");
     Ok(())
 }
