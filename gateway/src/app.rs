@@ -20,6 +20,7 @@ use crate::{
     config::Config,
     contacts::Contacts,
     cursors::Cursors,
+    door::Door,
     error::Error,
     leases::Leases,
     log::EventLog,
@@ -28,7 +29,7 @@ use crate::{
     registry::Registry,
     routes,
     server::Server,
-    session::{self, Shared},
+    session::Shared,
     waiting::Waiting,
 };
 
@@ -93,6 +94,7 @@ pub async fn run(
     tasks.spawn(announcer.run(stop.clone()));
     tasks.spawn(replies(client.clone(), gateway.clone(), registry.clone(), gone.clone()));
     tasks.spawn(sweep(client.clone(), log.clone(), registry.clone(), config.sweep, stop.clone()));
+    let door = Arc::new(Door::new(&config.limits, Instant::now()));
     let shared = Arc::new(Shared {
         gateway: gateway.clone(),
         limits: Arc::new(config.limits.clone()),
@@ -107,6 +109,7 @@ pub async fn run(
             config.trace_ratio,
             config.limits.max_publishes,
         ),
+        door: door.clone(),
         waiting: Waiting::new(config.limits.max_waiting),
         registry: registry.clone(),
         presence: presence.clone(),
@@ -127,7 +130,7 @@ pub async fn run(
     stop.cancelled().await;
     tracing::info!(herald.sessions = registry.len(), "draining");
     // Its users come back elsewhere, the last of them that long after the last session has ended.
-    let come_back = session::RECONNECT_SPREAD + config.grace;
+    let come_back = door.spread(registry.len()) + config.grace;
     let at_most = config.drain_timeout + GOODBYE + come_back;
     sessions.close();
     let (told, ended) = tokio::join!(

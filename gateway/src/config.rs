@@ -117,6 +117,13 @@ pub struct Limits {
     /// The most sessions on this gateway.
     #[arg(long, env = "HERALD_MAX_SESSIONS", default_value_t = 200_000)]
     pub max_sessions: usize,
+    /// Clients a second that may come in; who comes too fast is told to come again later (1013).
+    #[arg(long, env = "HERALD_ACCEPT_RATE", default_value_t = 5000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub accept_rate: u32,
+    /// Clients a second that are sent elsewhere when the gateway drains: the more there are, the longer their hints to
+    /// reconnect are spread.
+    #[arg(long, env = "HERALD_RECONNECT_RATE", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub reconnect_rate: u32,
     /// The most requests of all sessions on their way to the broker.
     #[arg(long, env = "HERALD_MAX_PUBLISHES", default_value_t = 8192)]
     pub max_publishes: usize,

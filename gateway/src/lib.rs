@@ -14,6 +14,7 @@ pub mod auth;
 pub mod config;
 pub mod contacts;
 pub mod cursors;
+pub mod door;
 pub mod error;
 pub mod inbox;
 pub mod leases;

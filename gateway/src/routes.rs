@@ -1,7 +1,7 @@
 //! The HTTP surface: `/ws`, `/healthz` (the process is alive), `/readyz` (its dependencies are up and it is not
 //! draining).
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use async_nats::connection;
 use axum::{
@@ -80,9 +80,13 @@ async fn serve(shared: Arc<Shared>, stream: TokioIo<Upgraded>, identity: Result<
     let socket = Socket::new(stream, hard_limit, limits.write_timeout).await;
     match identity {
         _ if shared.drain.is_cancelled() => {
-            socket.close(CloseCode::ServiceRestart, &session::reconnect_hint()).await;
+            let reason = shared.door.come_back(shared.registry.len());
+            socket.close(CloseCode::ServiceRestart, &reason).await;
         }
-        Ok(identity) => session::begin(shared, socket, identity).await,
+        Ok(identity) => match shared.door.enter(Instant::now()) {
+            Ok(()) => session::begin(shared, socket, identity).await,
+            Err(reason) => socket.close(CloseCode::TryAgainLater, &reason).await,
+        },
         Err(error) => {
             tracing::info!(%error, "a client is not let in");
             socket.close(error.close_code(), &error.to_string()).await;

@@ -28,6 +28,7 @@ use crate::{
     config::Limits,
     contacts::Contacts,
     cursors::Cursors,
+    door::Door,
     error::Error,
     inbox::{Delivery, Inbox},
     log::EventLog,
@@ -63,6 +64,8 @@ pub struct Shared {
     pub cursors: Cursors,
     /// Where requests go.
     pub publisher: Publisher,
+    /// How fast clients come and go.
+    pub door: Arc<Door>,
     /// How many requests wait for their answers.
     pub waiting: Waiting,
     /// Where sessions are found.
@@ -100,9 +103,6 @@ struct Session<S> {
     waiting: Share,
     is_present: bool,
 }
-
-/// The longest hint after which a client of a restarting gateway reconnects: spreads them.
-pub const RECONNECT_SPREAD: Duration = Duration::from_secs(5);
 
 /// How long a closing session waits for its cursor to be stored.
 const CURSOR_PATIENCE: Duration = Duration::from_secs(2);
@@ -356,7 +356,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         drop(self.seat);
         if let Some((code, mut reason)) = closing {
             if code == CloseCode::ServiceRestart {
-                reason = reconnect_hint();
+                reason = self.shared.door.come_back(self.shared.registry.len());
             }
             // Wherever the device comes back at once, what it has acked must not come again.
             if timeout(CURSOR_PATIENCE, self.shared.cursors.stored()).await.is_err() {
@@ -366,12 +366,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             self.socket.close(code, &reason).await;
         }
     }
-}
-
-/// The reason of a restarting gateway's close frame: when to reconnect, in milliseconds, another time for each client.
-pub fn reconnect_hint() -> String {
-    let after = RECONNECT_SPREAD.mul_f64(fastrand::f64()).as_millis();
-    format!("{{\"retryAfter\":{after}}}")
 }
 
 /// The runtime's clock, which a test can pause.

@@ -15,6 +15,7 @@ async fn a_rolling_update_with_the_manifests_timings_is_not_noticed() -> Result<
         pause: Duration::from_millis(50),
         before: Duration::from_secs(5),
         release: false,
+        programs: None,
         overlay: "prod".into(),
     };
     // Lost, doubled or reordered messages end it with an error.

@@ -30,6 +30,7 @@ mod counts;
 mod cycle;
 mod deadletter;
 mod delivery;
+mod door;
 mod drain;
 mod errors;
 mod faults;

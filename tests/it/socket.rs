@@ -1,6 +1,9 @@
 //! The session over a socket in memory, on paused time: what only the loop around the rules can do.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result};
 use async_nats::jetstream;
@@ -10,6 +13,7 @@ use herald_gateway::{
     config::Config,
     contacts::Contacts,
     cursors::Cursors,
+    door::Door,
     log::EventLog,
     presence::Presence,
     publisher::Publisher,
@@ -41,6 +45,7 @@ async fn session(cluster: &Cluster, bytes: usize) -> Result<WebSocketStream<Dupl
         log: EventLog::open(client.clone(), context.clone(), topology).await?,
         cursors: Cursors::new(),
         publisher: Publisher::start(client.clone(), context, topology, gateway.clone(), 1.0, 16),
+        door: Arc::new(Door::new(&config.limits, Instant::now())),
         waiting: Waiting::new(16),
         registry: Registry::new(client.clone(), gateway, 10),
         presence: Presence::new(config.grace),

@@ -4,7 +4,10 @@
 //! out of its Service when its end begins; whoever balances the load notices that a moment later, while the preStop hook
 //! sleeps. Then it gets SIGTERM, and SIGKILL when its grace period is over.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use futures::future::{join_all, try_join_all};
@@ -37,8 +40,10 @@ pub struct Plan {
     pub pause: Duration,
     /// How long to watch before anything is rolled.
     pub before: Duration,
-    /// Whether the programs are optimised.
+    /// Whether optimised programs are built.
     pub release: bool,
+    /// The folder with the programs. [default: builds them]
+    pub programs: Option<PathBuf>,
     /// The overlay whose timings are followed.
     pub overlay: String,
 }
@@ -92,6 +97,7 @@ pub async fn rehearse(plan: &Plan) -> Result<Report> {
         gateway_flags: drain("herald-gateway")?,
         worker_flags: drain("herald-worker")?,
         release: plan.release,
+        programs: plan.programs.clone(),
         ..Setup::default()
     };
     let mut site = Box::pin(Site::start(setup)).await?;

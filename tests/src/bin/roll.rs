@@ -1,6 +1,6 @@
 //! Rehearses a rolling update with the manifests' timings, and prints what it was like.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use clap::Parser;
 use herald_tests::rollout::{Plan, rehearse};
@@ -25,6 +25,9 @@ struct Args {
     /// Milliseconds that each of them pauses after a message.
     #[arg(long, default_value_t = 50)]
     pause: u64,
+    /// Folder with the programs. [default: builds optimised ones]
+    #[arg(long)]
+    programs: Option<PathBuf>,
     /// The overlay whose timings are followed.
     #[arg(long, default_value = "prod")]
     overlay: String,
@@ -44,6 +47,7 @@ async fn main() -> anyhow::Result<()> {
         pause: Duration::from_millis(args.pause),
         before: Duration::from_secs(15),
         release: true,
+        programs: args.programs,
         overlay: args.overlay,
     };
     println!("{}", Box::pin(rehearse(&plan)).await?);
