@@ -10,10 +10,6 @@ use herald_proto::{health, signal, telemetry};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-/// Small and fast with many small, short-lived allocations on several threads.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let config = Config::parse();
