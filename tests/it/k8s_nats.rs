@@ -3,12 +3,13 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use async_nats::{Client, ConnectOptions, Event};
+use async_nats::{Client, ConnectOptions, Event, jetstream};
 use futures::future::try_join_all;
 use herald_proto::subject;
 use herald_tests::{
     Backend, Broker, Cluster, Database, Deployed, Gateways, Options, Pair, broker::deployed::Role,
 };
+use serde_json::json;
 use tokio::sync::mpsc;
 
 use crate::cycle;
@@ -59,10 +60,38 @@ pub(crate) async fn started(overlay: &str, backend: Backend) -> Result<(Deployed
     Ok((deployed, cluster))
 }
 
+/// The event stream is lost with all that is in it; workers notice, create it anew, and go on.
+async fn a_lost_event_stream(deployed: &Deployed, cluster: &mut Cluster) -> Result<()> {
+    let mut options = ConnectOptions::with_user_and_password(
+        Role::Operator.name().into(),
+        deployed.password(Role::Operator)?,
+    )
+    .custom_inbox_prefix(subject::OPERATOR_INBOX);
+    if deployed.ca(Role::Operator).is_file() {
+        options = options.add_root_certificates(deployed.ca(Role::Operator)).require_tls(true);
+    }
+    let operator = jetstream::new(options.connect(cluster.broker.url()).await?);
+    operator.delete_stream(subject::events(0)).await?;
+    for worker in cluster.workers.drain(..) {
+        worker.stop().await?;
+    }
+    let worker = cluster.worker().await?;
+    cluster.workers.push(worker);
+    let mut user1 = cluster.connect("User1").await?;
+    let message = json!({"chatId": "User2", "clientMessageId": "after", "message": "hi"});
+    let answer = user1.request("new", message).await?;
+    ensure!(answer.get("error").is_none(), "{answer}");
+    let mut events = operator.get_stream(subject::events(0)).await?;
+    let state = &events.info().await?.state;
+    ensure!(state.first_sequence > 1_000_000, "ids have jumped: {state:?}");
+    Ok(())
+}
+
 async fn works(overlay: &str, replicas: usize) -> Result<()> {
-    let (_deployed, mut cluster) = started(overlay, Backend::Postgres).await?;
+    let (deployed, mut cluster) = started(overlay, Backend::Postgres).await?;
     assert_eq!(cluster.peers.len() + 1, replicas);
     everything(&mut cluster).await?;
+    a_lost_event_stream(&deployed, &mut cluster).await?;
     let servers: Vec<&Broker> = std::iter::once(&cluster.broker).chain(&cluster.peers).collect();
     assert_eq!(Deployed::violations(&servers)?, Vec::<String>::new(), "nothing was refused");
     Ok(())

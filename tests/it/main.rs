@@ -38,6 +38,7 @@ mod garbage;
 mod hostile;
 mod k8s_manifests;
 mod k8s_nats;
+mod k8s_postgres;
 mod k8s_roll;
 mod overload;
 mod presence;

@@ -28,8 +28,8 @@ pub(super) struct Seen {
     pub(super) back_at: Vec<Instant>,
     /// How sessions ended.
     pub(super) ends: Vec<String>,
-    /// The events `online` and `offline`: nobody came or went.
-    pub(super) presence: Vec<String>,
+    /// The events `online` and `offline`. After all had come, nobody came or went.
+    pub(super) presence: Vec<(Instant, String)>,
 }
 
 /// Logins under way at once.
@@ -53,9 +53,8 @@ impl Crowd {
             futures::stream::iter(logins).buffered(LOGINS).try_collect().await?;
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
-        let gathered_at = Instant::now();
         for (name, connection) in connections {
-            tasks.spawn(be(gateways.clone(), name, connection, gathered_at, stop.clone()));
+            tasks.spawn(be(gateways.clone(), name, connection, stop.clone()));
         }
         Ok(Self { stop, tasks })
     }
@@ -74,14 +73,10 @@ impl Crowd {
     }
 }
 
-/// How long the coming of the others may still be told after all are there.
-const COMING: std::time::Duration = std::time::Duration::from_secs(5);
-
 async fn be(
     gateways: Gateways,
     user: String,
     mut connection: Connection,
-    gathered_at: Instant,
     stop: CancellationToken,
 ) -> Result<Seen> {
     let mut seen = Seen::default();
@@ -97,8 +92,8 @@ async fn be(
         for text in batch.drain(..) {
             let is_presence =
                 [r#""offline""#, r#""online""#].iter().any(|event| text.contains(event));
-            if is_presence && gathered_at.elapsed() > COMING {
-                seen.presence.push(text.to_string());
+            if is_presence {
+                seen.presence.push((Instant::now(), text.to_string()));
             }
             let frame: Frame<'_> = serde_json::from_str(&text)?;
             if let Id::Number(id) = frame.id {

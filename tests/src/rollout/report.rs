@@ -86,7 +86,12 @@ impl Report {
             moved: ends.iter().filter(is_told).count(),
             cut: ends.iter().filter(|end| !is_told(end)).map(|end| (*end).clone()).collect(),
             peak_per_second: per_second.values().copied().max().unwrap_or_default(),
-            false_presence: seen.presence.clone(),
+            false_presence: seen
+                .presence
+                .iter()
+                .filter(|(told_at, _)| *told_at > began_at)
+                .map(|(told_at, text)| format!("after {:?}: {text}", *told_at - began_at))
+                .collect(),
             killed,
             took: [gateways_until - began_at, ended_at - gateways_until],
             answers: [
@@ -107,7 +112,12 @@ impl fmt::Display for Report {
         writeln!(f, "sessions          {} connected, moved {} times", self.sessions, self.moved)?;
         writeln!(f, "cut without 1012  {}", self.cut.len())?;
         writeln!(f, "came back         at most {} within a second", self.peak_per_second)?;
-        writeln!(f, "false presence    {}", self.false_presence.len())?;
+        let offline = self.false_presence.iter().filter(|event| event.contains("offline")).count();
+        writeln!(f, "false offline     {offline}")?;
+        writeln!(f, "false online      {}", self.false_presence.len() - offline)?;
+        for event in self.false_presence.iter().take(3) {
+            writeln!(f, "                  {event}")?;
+        }
         writeln!(f, "killed pods       {}", self.killed)?;
         writeln!(f, "lost, doubled     0, 0 (anything else ends the rehearsal)")?;
         writeln!(f, "sent again        {} requests", self.repeats)?;
