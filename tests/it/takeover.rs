@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use async_nats::jetstream::{self, stream::Stream};
+use herald_proto::subject;
 use herald_tests::{Backend, Binaries, Cluster, Options, Process, Program, eventually, http, port};
 use serde_json::{Value, json};
 
@@ -112,4 +114,35 @@ async fn a_killed_workers_frames_are_all_answered_by_the_next_one_without_being_
         assert_eq!(answer["payload"]["missed"], Value::from(count - 1), "{answer}");
     }
     Ok(())
+}
+
+/// How many workers ask for each partition's frames.
+async fn readers(frames: &Stream) -> Result<Vec<usize>> {
+    let mut readers = Vec::new();
+    for partition in 0..8 {
+        readers.push(frames.consumer_info(subject::consumer(partition)).await?.num_waiting);
+    }
+    Ok(readers)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_partition_is_read_by_one_worker_however_many_come_and_go() -> Result<()> {
+    let mut cluster = Cluster::start(Backend::Sqlite, Options::of(1, 3)).await?;
+    let broker = jetstream::new(async_nats::connect(cluster.nats_url()).await?);
+    let frames = broker.get_stream(subject::FRAMES).await?;
+    for _ in 0..2 {
+        eventually("each partition has one reader", Duration::from_secs(30), async || {
+            let readers = readers(&frames).await?;
+            ensure!(readers == [1; 8], "{readers:?}");
+            Ok(())
+        })
+        .await?;
+        cluster.workers.remove(0).stop().await?;
+    }
+    eventually("the last worker reads everything", Duration::from_secs(30), async || {
+        let readers = readers(&frames).await?;
+        ensure!(readers == [1; 8], "{readers:?}");
+        Ok(())
+    })
+    .await
 }
