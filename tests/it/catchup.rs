@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use async_nats::jetstream::{self, Context, message::PublishMessage};
 use herald_proto::{UserId, subject};
 use herald_tests::{
-    Backend, Child, Cluster, Gateways, Options, Pair,
+    Backend, Child, Cluster, Gateways, Options, Pair, eventually,
     load::{
         connection::{Connection, Ended},
         usage::Watched,
@@ -26,9 +26,9 @@ fn failed(ended: Ended) -> anyhow::Error {
     anyhow::anyhow!(ended.why)
 }
 
-/// A gateway in a process of its own, and a way to put events into logs without any frames.
+/// A gateway in a process of its own beside a usual one, and a way to put events into logs without any frames.
 async fn gateway(flags: &[&str]) -> Result<(Cluster, Child, Context)> {
-    let cluster = Cluster::start(Backend::Sqlite, Options::of(0, 1)).await?;
+    let cluster = Cluster::start(Backend::Sqlite, Options::of(1, 1)).await?;
     // Nothing may wait for a sweep to find out that there is more.
     let flags = [&["--sweep", "1h"], flags].concat();
     let gateway = cluster.gateway_process("gateway", &flags).await?;
@@ -102,7 +102,8 @@ async fn a_hundred_thousand_pending_events_come_in_order_and_the_gateways_memory
     fill(&broker, "away", EVENTS, SIZE).await?;
     let process = Watched::new("gateway", gateway.process.pid());
     let before = process.usage()?.memory;
-    let mut device = Connection::login(&url, "away").await?;
+    // Not a login: that leaves out what comes before its answer.
+    let mut device = Connection::connect(&url, "away", "default").await?;
     let (began_at, mut memory) = (Instant::now(), Vec::new());
     drain(&mut device, EVENTS, |taken| {
         if taken % 1000 == 0 {
@@ -126,17 +127,18 @@ async fn a_hundred_thousand_pending_events_come_in_order_and_the_gateways_memory
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_does_not_read_is_closed_costs_others_nothing_and_gets_its_events_later()
 -> Result<()> {
-    let flags = ["--ping-interval", "500ms", "--idle-timeout", "2s", "--write-timeout", "1s"];
+    let flags = ["--ping-interval", "1s", "--idle-timeout", "6s", "--write-timeout", "1s"];
     // So much unacked that the system's buffers can't take it.
     let window = ["--window", "2000", "--window-bytes", "100000000", "--grace", "1s"];
-    let (_cluster, gateway, broker) = gateway(&[&flags[..], &window[..]].concat()).await?;
+    let (cluster, gateway, broker) = gateway(&[&flags[..], &window[..]].concat()).await?;
     let url = format!("ws://{}/ws", gateway.address);
     let mut pairs = Vec::new();
     for n in 0..4 {
         let gateways = Gateways::new([url.clone()]);
         pairs.push(Pair::start(&gateways, &format!("other{n}"), Duration::from_millis(10)).await?);
     }
-    let mut watcher = gateway.connect("watcher", "d").await?;
+    // Not on the gateway that is so impatient: it says nothing for a while either.
+    let mut watcher = cluster.connect_with_presence(0, "watcher", "d").await?;
     let mut slow = Vec::new();
     for (user, count, size) in [("silent", 500, 10), ("stuck", 500, 50_000)] {
         let mut connection = Connection::login(&url, user).await?;
@@ -148,7 +150,8 @@ async fn a_client_that_does_not_read_is_closed_costs_others_nothing_and_gets_its
     }
     // Each is given up, though it has never said anything.
     for _ in &slow {
-        watcher.event("offline").await?;
+        let offline = async || watcher.event("offline").await;
+        eventually("one is offline", GENEROUS, offline).await?;
     }
     for pair in pairs {
         let report = pair.finish().await?;
@@ -169,7 +172,7 @@ async fn a_client_that_does_not_read_is_closed_costs_others_nothing_and_gets_its
         assert!(user == "stuck" || ended.starts_with("closed: 4408"), "{ended}");
         let events = batch.iter().filter(|frame| frame.contains("\"prev\":")).count();
         assert!(events <= usize::try_from(count)?, "{events} events, none is sent again so soon");
-        let mut again = Connection::login(&url, user).await?;
+        let mut again = Connection::connect(&url, user, "default").await?;
         drain(&mut again, count, |_| Ok(())).await.context(user)?;
     }
     Ok(())
@@ -181,5 +184,6 @@ async fn events_larger_than_what_is_read_at_once_come_too() -> Result<()> {
     let url = format!("ws://{}/ws", gateway.address);
     Connection::login(&url, "away").await?.close().await;
     fill(&broker, "away", 10, 300_000).await?;
-    drain(&mut Connection::login(&url, "away").await?, 10, |_| Ok(())).await
+    let mut device = Connection::connect(&url, "away", "default").await?;
+    drain(&mut device, 10, |_| Ok(())).await
 }
