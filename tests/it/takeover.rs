@@ -5,7 +5,9 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use async_nats::jetstream::{self, stream::Stream};
 use herald_proto::subject;
-use herald_tests::{Backend, Binaries, Cluster, Options, Process, Program, eventually, http, port};
+use herald_tests::{
+    Backend, Binaries, Client, Cluster, Options, Process, Program, eventually, http, port,
+};
 use serde_json::{Value, json};
 
 on_both! {
@@ -116,33 +118,42 @@ async fn a_killed_workers_frames_are_all_answered_by_the_next_one_without_being_
     Ok(())
 }
 
-/// How many workers ask for each partition's frames.
-async fn readers(frames: &Stream) -> Result<Vec<usize>> {
-    let mut readers = Vec::new();
-    for partition in 0..8 {
-        readers.push(frames.consumer_info(subject::consumer(partition)).await?.num_waiting);
+/// Which client the broker has pinned to each partition, after each has had a frame.
+async fn pins(frames: &Stream, sender: &mut Client, round: &str) -> Result<Vec<Option<String>>> {
+    for peer in 0..64 {
+        let key = format!("{round}-{peer}");
+        let new = json!({"chatId": format!("peer{peer}"), "clientMessageId": key, "message": "x"});
+        sender.request("new", new).await?;
     }
-    Ok(readers)
+    let mut pins = Vec::new();
+    for partition in 0..8 {
+        let info = frames.consumer_info(subject::consumer(partition)).await?;
+        pins.extend(info.priority_groups.into_iter().map(|group| group.pinned_client_id));
+    }
+    Ok(pins)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_partition_is_read_by_one_worker_however_many_come_and_go() -> Result<()> {
-    let mut cluster = Cluster::start(Backend::Sqlite, Options::of(1, 3)).await?;
+async fn a_worker_that_comes_gets_half_of_the_partitions_and_gives_them_back_when_it_goes()
+-> Result<()> {
+    let cluster = Cluster::start(Backend::Sqlite, Options::of(1, 1)).await?;
     let broker = jetstream::new(async_nats::connect(cluster.nats_url()).await?);
     let frames = broker.get_stream(subject::FRAMES).await?;
-    for _ in 0..2 {
-        eventually("each partition has one reader", Duration::from_secs(30), async || {
-            let readers = readers(&frames).await?;
-            ensure!(readers == [1; 8], "{readers:?}");
-            Ok(())
-        })
-        .await?;
-        cluster.workers.remove(0).stop().await?;
-    }
-    eventually("the last worker reads everything", Duration::from_secs(30), async || {
-        let readers = readers(&frames).await?;
-        ensure!(readers == [1; 8], "{readers:?}");
+    let mut sender = cluster.connect("sender").await?;
+    let alone = pins(&frames, &mut sender, "alone").await?;
+    assert_eq!(alone.iter().flatten().count(), 8, "{alone:?}");
+    let second = cluster.worker().await?;
+    let mut round = 0;
+    eventually("half of the partitions have moved", Duration::from_secs(30), async || {
+        round += 1;
+        let now = pins(&frames, &mut sender, &format!("two-{round}")).await?;
+        let moved = now.iter().zip(&alone).filter(|(now, before)| now != before).count();
+        ensure!(moved == 4, "{moved} have moved");
         Ok(())
     })
-    .await
+    .await?;
+    second.stop().await?;
+    let back = pins(&frames, &mut sender, "alone again").await?;
+    assert_eq!(back.iter().flatten().count(), 8, "{back:?}");
+    Ok(())
 }
