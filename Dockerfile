@@ -1,6 +1,7 @@
 # syntax=docker/dockerfile:1
 
-# Both programs, static, in an image that holds nothing else: no shell, no package manager, no user but one.
+# Both programs, the C library they are linked to, and root certificates, in an image that holds nothing else: no shell, no
+# package manager. Not static: musl's allocator is slow with many threads.
 #
 #   docker build --tag herald .
 #   docker run --rm herald herald-worker --help
@@ -8,10 +9,8 @@
 # The dependencies are a layer of their own, built from what `recipe` keeps of the sources: the manifests and the lock
 # file. It is built again when those change, and not with every change of the code.
 
-FROM rust:1.95-alpine AS toolchain
-# The C compiler's headers, for SQLite and ring.
-# hadolint ignore=DL3018
-RUN apk add --no-cache musl-dev
+# Its C compiler builds SQLite and ring.
+FROM rust:1.95-slim-bookworm AS toolchain
 WORKDIR /src
 
 FROM toolchain AS recipe
@@ -30,14 +29,19 @@ COPY --from=recipe /src .
 RUN cargo build --release --locked --package herald-gateway --package herald-worker
 
 FROM dependencies AS build
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 COPY proto proto
 COPY gateway gateway
 COPY worker worker
 # The copies carry the times of their files, which may be older than the empty crates built above.
 RUN find proto gateway worker -name '*.rs' -exec touch {} + && \
     cargo build --release --locked --package herald-gateway --package herald-worker && \
-    install -D -t /out target/release/herald-gateway target/release/herald-worker && \
-    strip /out/herald-gateway /out/herald-worker
+    install -D --strip --target-directory /out/usr/local/bin \
+        target/release/herald-gateway target/release/herald-worker && \
+    for library in $(ldd /out/usr/local/bin/* | grep -o '/[^ :]*\.so[^ :]*' | sort -u); do \
+        install -D "$library" "/out$library"; \
+    done && \
+    install -D /etc/ssl/certs/ca-certificates.crt /out/etc/ssl/certs/ca-certificates.crt
 
 FROM scratch
 ARG VERSION=0.1.0
@@ -51,7 +55,7 @@ LABEL org.opencontainers.image.title="herald" \
       org.opencontainers.image.base.name="scratch"
 # Which crates are inside, for whoever makes a bill of materials of the image.
 COPY --from=recipe /src/Cargo.lock /usr/share/herald/Cargo.lock
-COPY --from=build /out/ /usr/local/bin/
+COPY --from=build /out/ /
 ENV PATH=/usr/local/bin
 USER 65532:65532
 EXPOSE 8080 8081

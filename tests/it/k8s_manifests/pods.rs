@@ -53,7 +53,7 @@ async fn every_pod_keeps_to_the_restricted_profile() -> Result<()> {
 async fn the_image_runs_what_pods_run_and_its_health_check_tells_the_truth() -> Result<()> {
     let dockerfile =
         std::fs::read_to_string(herald_tests::program::workspace().join("Dockerfile"))?;
-    assert!(dockerfile.contains("COPY --from=build /out/ /usr/local/bin/"));
+    assert!(dockerfile.contains("install -D --strip --target-directory /out/usr/local/bin"));
     assert!(dockerfile.contains("CMD [\"/usr/local/bin/herald-gateway\", \"healthcheck\"]"));
     for site in sites().await? {
         let user = format!("USER {0}:{0}\n", 65532);
