@@ -13,7 +13,8 @@ async fn a_rolling_update_with_the_manifests_timings_is_not_noticed() -> Result<
         sessions: 200,
         pairs: 4,
         pause: Duration::from_millis(50),
-        before: Duration::from_secs(5),
+        // On a busy machine the coming of 200 users is told for a while.
+        before: Duration::from_secs(15),
         release: false,
         programs: None,
         overlay: "prod".into(),
