@@ -317,13 +317,16 @@ impl Reader {
                 Err(reason) => self.put_aside(message, reason).await?,
             }
         }
-        if frames.is_empty() {
-            return Ok(());
+        // A message can hold many frames: no transaction may grow with what has piled up.
+        while !frames.is_empty() {
+            let rest = frames.split_off(frames.len().min(self.max_frames));
+            let (done, settled) = oneshot::channel();
+            let batch = Batch { partition: self.partition, frames, done };
+            self.batches.send(batch).await.map_err(|_| Error::Stopping)?;
+            settled.await.map_err(|_| Error::Stopping)?;
+            frames = rest;
         }
-        let (done, settled) = oneshot::channel();
-        let batch = Batch { partition: self.partition, frames, done };
-        self.batches.send(batch).await.map_err(|_| Error::Stopping)?;
-        settled.await.map_err(|_| Error::Stopping)
+        Ok(())
     }
 
     fn frames_of(&self, message: &Message) -> Result<Vec<Frame>, String> {
