@@ -35,6 +35,7 @@ use crate::{
     presence::Presence,
     publisher::Publisher,
     registry::{Registry, Seat},
+    tap::Tap,
     waiting::{Share, Waiting},
 };
 
@@ -70,6 +71,8 @@ pub struct Shared {
     pub waiting: Waiting,
     /// Where sessions are found.
     pub registry: Registry,
+    /// The connection for live events.
+    pub tap: Arc<Tap>,
     /// Who is told that users come and go.
     pub presence: Presence,
     /// Whom to tell.

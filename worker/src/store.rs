@@ -7,9 +7,9 @@ use std::{
 
 use herald_proto::UserId;
 use sea_orm::{
-    sqlx::{Postgres, pool::PoolConnection},
     ColumnTrait, Condition, ConnectOptions, ConnectionTrait, DatabaseConnection, DbBackend, DbErr,
     EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect, Statement,
+    sqlx::{Postgres, pool::PoolConnection},
 };
 use sea_orm_migration::MigratorTrait;
 use serde::Serialize;
@@ -58,7 +58,7 @@ impl Store {
         let db = sea_orm::Database::connect(options.clone()).await?;
         let sql = Arc::new(Sql::new(db.get_database_backend()));
         options.connect_lazy(true);
-        Ok(Self { 
+        Ok(Self {
             pool: Arc::new(RwLock::new(db)),
             writer: Arc::default(),
             options: Arc::new(options),
