@@ -121,9 +121,17 @@ where
         Ok((seat, state)) => {
             shared.presence.opened(&identity.user);
             let waiting = shared.waiting.share();
-            let session =
-                Session { shared, identity, socket, seat, state, waiting, is_present: true };
-            let tasks = session.shared.tasks.clone();
+            let tasks = shared.tasks.clone();
+            // Boxed: a task keeps what it was given, and once more what becomes of it.
+            let session = Box::new(Session {
+                shared,
+                identity,
+                socket,
+                seat,
+                state,
+                waiting,
+                is_present: true,
+            });
             tasks.spawn(session.run());
         }
         Err(error) => {
@@ -171,7 +179,7 @@ impl Shared {
 type Closing = Option<(CloseCode, String)>;
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
-    async fn run(mut self) {
+    async fn run(mut self: Box<Self>) {
         let closing = self.serve().await;
         // Boxed, so that a session that lives does not keep room for its end.
         Box::pin(self.end(closing)).await;
@@ -345,7 +353,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         }
     }
 
-    async fn end(mut self, closing: Closing) {
+    async fn end(mut self: Box<Self>, closing: Closing) {
         let mut out = Vec::new();
         self.state.store_cursor(&mut out);
         for output in out {
