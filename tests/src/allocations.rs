@@ -81,7 +81,7 @@ pub fn run(plan: Plan, measure: impl FnOnce(&mut dyn FnMut()) -> Counts) -> Resu
     let _ = leave.send(());
     // The clients' goodbyes want a gateway that listens.
     while !clients.is_finished() {
-        here.block_on(tokio::time::sleep(LOOK));
+        here.block_on(async { tokio::time::sleep(LOOK).await });
     }
     clients.join().map_err(|_| anyhow!("the clients' thread has panicked"))??;
     here.block_on(gateway.stop())?;
