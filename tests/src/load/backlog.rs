@@ -24,6 +24,7 @@ use super::{
     audit,
     chat::run_name,
     faults::Faults,
+    history,
     parts::Parts,
     report::{
         Measured, Process,
@@ -80,6 +81,8 @@ pub async fn run(args: &Args, parts: &mut Parts, watched: &[Watched]) -> Result<
     processes.extend(Process::of_all(&workers, &none, &usage::all(&workers)?));
 
     audit::events(&client, &waiting, &mut taken.faults).await?;
+    let stored = Box::pin(history::messages(parts.database_url())).await?;
+    taken.faults.unstored += u64::from(args.frames).saturating_sub(stored);
     let seconds = (taken.last - taken.first).as_secs_f64();
     let frames = u64::from(args.frames);
     let rate = figure::number(frames) / seconds.max(1e-9);

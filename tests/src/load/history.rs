@@ -1,9 +1,11 @@
-//! A chat that is long already, written into the database in one go: by way of the service it would take minutes.
+//! What lies in the database: a chat that is long already is written there in one go, for by way of the service it would
+//! take minutes.
 
 use anyhow::{Context as _, Result};
 use herald_proto::clock::now_ms;
 use sea_orm::{
-    ConnectOptions, ConnectionTrait as _, Database, DbBackend, Statement, TransactionTrait as _,
+    ConnectOptions, ConnectionTrait as _, Database, DatabaseConnection, DbBackend, Statement,
+    TransactionTrait as _,
 };
 
 /// Writes a chat that the service has not heard of yet: so many messages of one user, whose id sorts first, all of them
@@ -18,9 +20,7 @@ pub async fn write(
     messages: u32,
     text: &str,
 ) -> Result<()> {
-    let mut options = ConnectOptions::new(database_url);
-    options.max_connections(1).sqlx_logging(false);
-    let database = Database::connect(options).await.context("connecting to fill a chat")?;
+    let database = connect(database_url).await?;
     let (backend, now) = (database.get_database_backend(), now_ms());
     let all = database.begin().await?;
     let chat = Statement::from_sql_and_values(
@@ -47,4 +47,24 @@ pub async fn write(
     database.close().await?;
     eprintln!("the chat holds {messages} messages");
     Ok(())
+}
+
+/// How many messages there are in all.
+///
+/// # Errors
+/// If the database refuses.
+pub async fn messages(database_url: &str) -> Result<u64> {
+    let database = connect(database_url).await?;
+    let count = "SELECT count(*) AS messages FROM messages";
+    let count = Statement::from_string(database.get_database_backend(), count);
+    let row = database.query_one_raw(count).await?.context("no count")?;
+    let messages: i64 = row.try_get("", "messages")?;
+    database.close().await?;
+    Ok(u64::try_from(messages)?)
+}
+
+async fn connect(database_url: &str) -> Result<DatabaseConnection> {
+    let mut options = ConnectOptions::new(database_url);
+    options.max_connections(1).sqlx_logging(false);
+    Database::connect(options).await.context("connecting to the database")
 }
