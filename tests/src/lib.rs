@@ -15,6 +15,7 @@ pub mod database;
 pub mod eventually;
 pub mod fleet;
 pub mod history;
+pub mod hot;
 pub mod http;
 pub mod load;
 pub mod manifests;
