@@ -5,10 +5,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use async_nats::{Client, HeaderMap, Message, Subscriber};
+use async_nats::{Client, Message, Subscriber};
 use futures::StreamExt;
 use herald_proto::{
-    CloseCode, DeviceId, EventId, UserId, header, subject, telemetry,
+    CloseCode, DeviceId, EventId, UserId, header, subject,
     wire::{Replies, Signal},
 };
 use tokio_tungstenite::tungstenite::Utf8Bytes;
@@ -160,7 +160,9 @@ impl Registry {
             ))
         });
         if let Some((id, prev)) = sequence {
-            let _entered = delivery_span(id, message.headers.as_ref()).entered();
+            if let Some(parent) = header::traceparent(message.headers.as_ref()) {
+                self.to_user(user, |_| Some(Delivery::Traced(id, parent)));
+            }
             self.to_user(user, |_| {
                 Some(Delivery::Live { id, prev, body: message.payload.clone() })
             });
@@ -212,22 +214,6 @@ impl Registry {
             }
         }
     }
-}
-
-/// The span of an event's delivery, if what caused the event is traced.
-fn delivery_span(id: EventId, headers: Option<&HeaderMap>) -> tracing::Span {
-    if headers.is_none_or(|headers| headers.get(header::TRACEPARENT).is_none()) {
-        return tracing::Span::none();
-    }
-    let span = tracing::info_span!(
-        "deliver event",
-        otel.kind = "consumer",
-        messaging.system = "nats",
-        messaging.operation.name = "deliver",
-        event.id = id.0,
-    );
-    telemetry::set_parent(&span, headers);
-    span
 }
 
 impl Drop for Seat {

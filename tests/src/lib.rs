@@ -16,6 +16,7 @@ pub mod history;
 pub mod http;
 pub mod load;
 pub mod manifests;
+pub mod otlp;
 pub mod owner;
 pub mod pair;
 pub mod port;
@@ -27,6 +28,7 @@ pub mod rollout;
 pub mod site;
 pub mod supervise;
 pub mod tools;
+pub mod tree;
 
 pub use broker::{Broker, deployed::Deployed};
 pub use child::Child;
