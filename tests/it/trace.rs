@@ -28,12 +28,16 @@ const CLIENT_TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const CLIENT_SPAN: &str = "b7ad6b7169203331";
 
 /// Two gateways and a worker that keep that part of all traces.
-async fn site(receiver: &[String], ratio: &str, more: &[&str]) -> Result<Site> {
-    let owned = |flags: &[&str]| flags.iter().map(ToString::to_string).collect::<Vec<_>>();
-    let gateway_flags = [receiver.to_vec(), owned(&["--trace-ratio", ratio]), owned(more)].concat();
+fn setup(receiver: &[String], ratio: &str) -> Setup {
+    let gateway_flags = [receiver, &["--trace-ratio".into(), ratio.into()]].concat();
     let env = vec![("OTEL_BSP_SCHEDULE_DELAY".into(), "100".into())];
-    let worker_flags = receiver.to_vec();
-    Site::start(Setup { gateways: 2, gateway_flags, worker_flags, env, ..Setup::default() }).await
+    Setup { gateways: 2, gateway_flags, worker_flags: receiver.to_vec(), env, ..Setup::default() }
+}
+
+fn also(mut setup: Setup, gateway_flags: &[&str], worker_flags: &[&str]) -> Setup {
+    setup.gateway_flags.extend(gateway_flags.iter().map(ToString::to_string));
+    setup.worker_flags.extend(worker_flags.iter().map(ToString::to_string));
+    setup
 }
 
 /// A device's session at a gateway.
@@ -74,7 +78,7 @@ fn assert_attributes(span: &Span, expected: &[(&str, &str)]) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_is_one_trace_from_the_senders_frame_to_the_recipients_ack() -> Result<()> {
     let receiver = Receiver::start().await?;
-    let site = site(&receiver.grpc_flags(), "1", &[]).await?;
+    let site = Site::start(setup(&receiver.grpc_flags(), "1")).await?;
     let mut user1 = connect(&site, 0, "User1").await?;
     let mut user2 = connect(&site, 1, "User2").await?;
     user1.request("new", new("k")).await?;
@@ -133,7 +137,8 @@ async fn a_message_is_one_trace_from_the_senders_frame_to_the_recipients_ack() -
 async fn a_clients_traceparent_decides_over_its_request_and_is_continued() -> Result<()> {
     let receiver = Receiver::start().await?;
     // By HTTP, and with what the standard variables say.
-    let mut site = site(&receiver.http_flags(), "0", &["--service-name", "edge"]).await?;
+    let setup = also(setup(&receiver.http_flags(), "0"), &["--service-name", "edge"], &[]);
+    let mut site = Site::start(setup).await?;
     let mut user1 = connect(&site, 0, "User1").await?;
     let traceparent = |flags| format!("00-{CLIENT_TRACE}-{CLIENT_SPAN}-{flags}");
     let frame = |id: &str, traceparent: Value| {
@@ -160,4 +165,167 @@ async fn a_clients_traceparent_decides_over_its_request_and_is_continued() -> Re
     site.gateways[0].stop().await?;
     assert_eq!(receiver.spans().all().len(), 6);
     Ok(())
+}
+
+/// Its own spans are lost with it. What the next worker does must not hang from them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_killed_between_commit_and_publish_leaves_one_trace_without_a_gap() -> Result<()> {
+    let receiver = Receiver::start().await?;
+    let setup = also(setup(&receiver.grpc_flags(), "1"), &["--request-timeout", "60s"], &[]);
+    let mut site = Site::start(setup).await?;
+    let mut user1 = connect(&site, 0, "User1").await?;
+    let mut user2 = connect(&site, 1, "User2").await?;
+    let worker = &mut site.workers[0];
+    worker.stop().await?;
+    worker.launch_with("after-commit=return")?;
+    worker.start().await?;
+    let frame = json!({"type": "request", "id": "r", "timestamp": 1, "payloadType": "new", "payload": new("k")});
+    user1.send(&frame).await?;
+    site.workers[0].process()?.wait().await?;
+    site.add_worker().await?;
+    eventually("it is answered", PATIENCE, async || user1.response("r").await).await?;
+    let event = user2.event("new").await?;
+    user2.ack(event["id"].as_u64().context("no id")?).await?;
+
+    let trace = only_trace(&receiver, 8, &[]).await?;
+    let expected = "\
+request new [SERVER, herald-gateway]
+  publish FRAMES [PRODUCER, herald-gateway]
+    process FRAMES [CONSUMER, herald-worker]
+      apply FRAMES [CONSUMER, herald-worker]
+      UPDATE partitions INSERT messages UPDATE chats [CLIENT, herald-worker]
+    publish EVENTS [PRODUCER, herald-worker]
+      deliver EVENTS [CONSUMER, herald-gateway]
+        ack EVENTS [SERVER, herald-gateway]
+";
+    assert_eq!((trace.shape().as_str(), trace.orphans), (expected, 0));
+    assert_attributes(one(&trace, "process FRAMES"), &[("herald.replay", "true")]);
+    assert_attributes(one(&trace, "publish EVENTS"), &[("herald.republished", "true")]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_delivered_again_is_linked_to_the_first_time() -> Result<()> {
+    let receiver = Receiver::start().await?;
+    let setup = also(setup(&receiver.grpc_flags(), "1"), &["--ack-wait", "200ms"], &[]);
+    let site = Site::start(setup).await?;
+    let mut user1 = connect(&site, 0, "User1").await?;
+    let mut user2 = connect(&site, 1, "User2").await?;
+    user1.request("new", new("k")).await?;
+    let event = user2.event("new").await?;
+    assert_eq!(user2.event("new").await?["id"], event["id"]);
+    drop(user2);
+    let mut user2 = connect(&site, 0, "User2").await?;
+    assert_eq!(user2.event("new").await?["id"], event["id"]);
+    user2.ack(event["id"].as_u64().context("no id")?).await?;
+
+    let trace = eventually("the ack's span is there", PATIENCE, async || {
+        let trace = only_trace(&receiver, 10, &[]).await?;
+        ensure!(trace.named("ack EVENTS").len() == 1, "so far:\n{}", trace.shape());
+        Ok(trace)
+    })
+    .await?;
+    assert_eq!(trace.orphans, 0, "{}", trace.shape());
+    let deliveries = trace.named("deliver EVENTS");
+    let append = one(&trace, "publish EVENTS");
+    assert!(deliveries.iter().all(|span| span.parent.as_ref() == Some(&append.id)));
+    let (live, log): (Vec<&Span>, _) =
+        deliveries.iter().partition(|span| span.get("herald.delivery.source") == Some("live"));
+    assert!(live.len() >= 2 && !log.is_empty(), "{}", trace.shape());
+    for some in [&live, &log] {
+        let first = (trace.id.clone(), some[0].id.clone());
+        for (n, span) in some.iter().enumerate() {
+            assert_attributes(span, &[("herald.delivery.attempt", &(n + 1).to_string())]);
+            let expected = if n == 0 { vec![] } else { vec![first.clone()] };
+            assert_eq!(span.links, expected, "delivery {n}");
+        }
+    }
+    assert_ne!(live[0].sender("service.instance.id"), log[0].sender("service.instance.id"));
+    assert_eq!(one(&trace, "ack EVENTS").parent.as_ref(), Some(&log[0].id));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_fails_is_kept_though_it_is_not_sampled_and_its_log_line_names_a_trace_that_is()
+-> Result<()> {
+    let receiver = Receiver::start().await?;
+    let mut setup = also(setup(&receiver.grpc_flags(), "0"), &[], &["--log-format", "json"]);
+    setup.env.push(("FAILPOINTS".into(), "poison=return(bad-)".into()));
+    let site = Site::start(setup).await?;
+    let mut user1 = connect(&site, 0, "User1").await?;
+    for key in ["good", "bad-1"] {
+        user1.request("new", new(key)).await?;
+    }
+    let trace = only_trace(&receiver, 1, &[]).await?;
+    assert_eq!(trace.shape(), "process FRAMES [CONSUMER, herald-worker]\n");
+    assert_eq!(one(&trace, "process FRAMES").error.as_deref(), Some("dead_letter"));
+
+    let frame = json!({"type": "request", "id": "r", "timestamp": 1, "payloadType": "new", "payload": new("bad-2"),
+        "traceparent": format!("00-{CLIENT_TRACE}-{CLIENT_SPAN}-01")});
+    user1.send(&frame).await?;
+    assert_eq!(user1.response("r").await?["error"]["code"], "unavailable");
+    let (trace, process) = eventually("the failed spans are there", PATIENCE, async || {
+        let traces = traces(&receiver.spans().all(), &[CLIENT_SPAN]);
+        let trace =
+            traces.into_iter().find(|trace| trace.id == CLIENT_TRACE).context("no trace")?;
+        let process = trace.named("process FRAMES").pop().context("no worker's span")?.clone();
+        ensure!(trace.named("request new").len() == 1, "so far:\n{}", trace.shape());
+        Ok((trace, process))
+    })
+    .await?;
+    assert_eq!(process.error.as_deref(), Some("dead_letter"));
+    assert_eq!(one(&trace, "request new").error.as_deref(), Some("unavailable"));
+    let log = std::fs::read_to_string(site.logs().join("herald-worker-1.log"))?;
+    let lines = log.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
+    let errors: Vec<&Value> = lines.iter().filter(|line| line["level"] == "ERROR").collect();
+    assert_eq!(errors.len(), 2, "{log}");
+    assert_eq!((&errors[0]["trace_id"], &errors[0]["span_id"]), (&Value::Null, &Value::Null));
+    let ids = (json!(CLIENT_TRACE), json!(process.id));
+    assert_eq!((&errors[1]["trace_id"], &errors[1]["span_id"]), (&ids.0, &ids.1));
+    Ok(())
+}
+
+/// Whoever takes spans and says nothing must cost neither memory nor requests.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_receiver_that_stands_still_costs_spans_that_are_counted_and_nothing_else() -> Result<()>
+{
+    const REQUESTS: usize = 1500;
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let endpoint = format!("http://{}", silent.local_addr()?);
+    let receiver = ["--otlp-endpoint".into(), endpoint, "--otlp-protocol".into(), "grpc".into()];
+    let mut setup = setup(&receiver, "1");
+    setup.gateways = 1;
+    for (name, value) in [("QUEUE_SIZE", "256"), ("EXPORT_BATCH_SIZE", "64")] {
+        setup.env.push((format!("OTEL_BSP_MAX_{name}"), value.into()));
+    }
+    let mut site = Site::start(setup).await?;
+    let mut user1 = connect(&site, 0, "User1").await?;
+    let mut memory = Vec::new();
+    for n in 0..REQUESTS {
+        let answer = user1.request("new", new(&n.to_string())).await?;
+        assert!(answer.get("error").is_none(), "{answer}");
+        if n % (REQUESTS / 3) == 0 {
+            memory.push(resident(site.gateways[0].process()?.pid())?);
+        }
+    }
+    memory.push(resident(site.gateways[0].process()?.pid())?);
+    // Twice the spans that the queue holds lie between these two.
+    assert!(memory[3] < memory[1] + (4 << 20), "grows from {memory:?} bytes");
+    site.gateways[0].stop().await?;
+    let log = std::fs::read_to_string(site.logs().join("herald-gateway-2.log"))?;
+    let complaints = log.lines().filter(|line| line.contains("spans can't be sent")).count();
+    assert!((1..=3).contains(&complaints), "{complaints} lines: one a minute is enough");
+    let last = log.lines().rfind(|line| line.contains("not all spans were sent"));
+    let last = last.context("nothing is said at the end")?;
+    let dropped = last.rsplit('=').next().and_then(|count| count.parse::<usize>().ok());
+    let made = 2 * REQUESTS;
+    assert!(dropped.is_some_and(|dropped| (made - 1000..=made).contains(&dropped)), "{last}");
+    Ok(())
+}
+
+/// A process's memory, in bytes.
+fn resident(pid: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
 }

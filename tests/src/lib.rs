@@ -16,6 +16,7 @@ pub mod history;
 pub mod http;
 pub mod load;
 pub mod manifests;
+pub mod observe;
 pub mod otlp;
 pub mod owner;
 pub mod pair;
@@ -29,6 +30,7 @@ pub mod site;
 pub mod supervise;
 pub mod tools;
 pub mod tree;
+pub mod waterfall;
 
 pub use broker::{Broker, deployed::Deployed};
 pub use child::Child;

@@ -1,12 +1,13 @@
 //! Log lines on standard error, with the ids of the span they belong to, and a level that can be changed while the
 //! program runs.
 
-use std::fmt;
+use std::{fmt, io::IsTerminal as _};
 
 use opentelemetry::{Context, trace::TraceContextExt};
-use tracing::{Event, Subscriber};
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::{
     EnvFilter, Layer, Registry,
+    filter::{FilterExt as _, filter_fn},
     fmt::{
         FmtContext,
         format::{FormatEvent, FormatFields, Writer},
@@ -57,6 +58,8 @@ impl LogLevel {
 pub(super) fn init(directives: &str, format: LogFormat) -> Result<LogLevel, Error> {
     let (filter, handle) = reload::Layer::new(EnvFilter::try_new(directives)?);
     let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    // In a file, colours are noise.
+    let logs = if std::io::stderr().is_terminal() { logs } else { logs.with_ansi(false) };
     let logs = match format {
         LogFormat::Pretty => logs.map_event_format(|inner| WithIds { inner, format }).boxed(),
         LogFormat::Json => {
@@ -64,7 +67,10 @@ pub(super) fn init(directives: &str, format: LogFormat) -> Result<LogLevel, Erro
             logs.map_event_format(|inner| WithIds { inner, format }).boxed()
         }
     };
-    tracing_subscriber::registry().with(logs.with_filter(filter)).try_init()?;
+    // At TRACE the NATS client and the WebSocket library tell what passes through them, which is what users write.
+    let discreet =
+        filter_fn(|meta| meta.target().starts_with("herald") || *meta.level() != Level::TRACE);
+    tracing_subscriber::registry().with(logs.with_filter(filter.and(discreet))).try_init()?;
     Ok(LogLevel { handle, initial: directives.to_owned() })
 }
 
