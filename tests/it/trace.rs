@@ -4,12 +4,15 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use herald_tests::{
-    Client, eventually,
+    Client, eventually, http,
+    observe::{self, Observed},
     otlp::{Receiver, Span},
+    port,
     site::{Setup, Site},
     tree::{Trace, traces},
 };
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
 
 /// How long spans may take to come.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -130,6 +133,30 @@ async fn a_message_is_one_trace_from_the_senders_frame_to_the_recipients_ack() -
         let text = format!("{span:?}");
         assert!(!text.contains("User") && !text.contains("secret"), "says too much: {text}");
     }
+    is_shown(&receiver, &trace).await
+}
+
+/// The page of `cargo dev --observe` lists it, and draws all of its spans.
+async fn is_shown(receiver: &Receiver, trace: &Trace) -> Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    // Nothing answers there: metrics are left blank.
+    let programs = vec![("gone".into(), ([127, 0, 0, 1], port::free()?).into())];
+    let observed = Observed { spans: receiver.spans().clone(), programs };
+    let page = tokio::spawn(observe::serve(listener, observed));
+    let json = async |path: &str| {
+        let (status, text) = http::get(address, path).await?;
+        ensure!(status == 200, "{status}: {text}");
+        Ok(serde_json::from_str::<Value>(&text)?)
+    };
+    let listed = json("/traces").await?;
+    assert_eq!((&listed[0]["id"], &listed[0]["spans"]), (&json!(trace.id), &json!(8)));
+    assert_eq!(json("/metrics").await?, json!([{"program": "gone", "values": null}]));
+    let (_, picture) = http::get(address, &format!("/traces/{}", trace.id)).await?;
+    for (_, span) in &trace.spans {
+        assert!(picture.contains(&format!(">{} <", span.name)), "{} in {picture}", span.name);
+    }
+    page.abort();
     Ok(())
 }
 
@@ -290,7 +317,7 @@ async fn what_fails_is_kept_though_it_is_not_sampled_and_its_log_line_names_a_tr
 async fn a_receiver_that_stands_still_costs_spans_that_are_counted_and_nothing_else() -> Result<()>
 {
     const REQUESTS: usize = 1500;
-    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let silent = TcpListener::bind("127.0.0.1:0").await?;
     let endpoint = format!("http://{}", silent.local_addr()?);
     let receiver = ["--otlp-endpoint".into(), endpoint, "--otlp-protocol".into(), "grpc".into()];
     let mut setup = setup(&receiver, "1");

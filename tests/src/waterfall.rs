@@ -6,8 +6,8 @@ use crate::{otlp::Span, tree::Trace};
 
 const WIDTH: f64 = 960.0;
 /// Where the bars begin.
-const LEFT: f64 = 370.0;
-const RIGHT: f64 = 70.0;
+const LEFT: f64 = 430.0;
+const RIGHT: f64 = 64.0;
 const ROW: f64 = 26.0;
 const TOP: f64 = 58.0;
 /// Readable on white and on black.
