@@ -11,7 +11,7 @@ use async_nats::{
     jetstream::{Context, context::ContextBuilder},
 };
 use futures::StreamExt;
-use herald_proto::{UserId, broker, instance, subject, topology::Topology};
+use herald_proto::{UserId, broker, instance, subject, telemetry::Sampler, topology::Topology};
 use tokio::{net::TcpListener, sync::Semaphore, time::MissedTickBehavior};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -120,9 +120,9 @@ pub async fn run(
             jetstream,
             topology,
             gateway.clone(),
-            config.trace_ratio,
             config.limits.max_publishes,
         ),
+        sampler: Sampler::new(config.trace_ratio, config.client_traces),
         door: door.clone(),
         waiting: Waiting::new(config.limits.max_waiting),
         registry: registry.clone(),

@@ -4,7 +4,7 @@ use anyhow::Context;
 use clap::Parser;
 use herald_gateway::{
     app,
-    config::{Command, Config, LogFormat},
+    config::{Command, Config},
 };
 use herald_proto::{health, signal, telemetry};
 use tokio::net::TcpListener;
@@ -19,17 +19,13 @@ async fn run(config: Config) -> anyhow::Result<()> {
     if let Some(Command::Healthcheck) = config.command {
         return Ok(health::ask(config.listen).await?);
     }
-    let format = match config.log_format {
-        LogFormat::Pretty => telemetry::LogFormat::Pretty,
-        LogFormat::Json => telemetry::LogFormat::Json,
-    };
-    let _telemetry = telemetry::init("herald-gateway", &config.log, format)
-        .map_err(anyhow::Error::from_boxed)
-        .context("--log")?;
+    let telemetry = telemetry::init("herald-gateway", &config.telemetry).await?;
     let listener = TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("--listen {}", config.listen))?;
     let stop = CancellationToken::new();
     tokio::spawn(signal::cancel_on_signal(stop.clone()));
-    app::run(config, listener, stop).await
+    let ran = app::run(config, listener, stop).await;
+    telemetry.shutdown().await;
+    ran
 }

@@ -16,19 +16,25 @@ use herald_proto::{
     Chat, Error as ClientError, RequestId,
     clock::now_ms,
     frame::{Answer, Response, to_text},
-    subject, telemetry,
+    subject,
+    telemetry::{Span, Traceparent},
     topology::Topology,
     wire::{Bundle, Command, MAX_COMMANDS},
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use crate::inbox::{Delivery, Inbox};
+use crate::{
+    inbox::{Delivery, Inbox},
+    spans,
+};
 
 /// A request on its way.
 struct Job {
     partition: u16,
     /// The command, as JSON.
     body: Vec<u8>,
+    /// Lasts until it is confirmed.
+    span: Span,
     id: RequestId,
     inbox: Arc<Inbox>,
     /// Its place among all that are on their way.
@@ -40,7 +46,6 @@ struct Job {
 pub struct Publisher {
     client: Client,
     topology: Topology,
-    trace_ratio: f64,
     jobs: mpsc::UnboundedSender<Job>,
     /// Bounds the queue, and what was taken from it and is not confirmed.
     places: Arc<Semaphore>,
@@ -52,21 +57,21 @@ const RETRY_AFTER: u64 = 1000;
 const MAX_BYTES: usize = 256 * 1024;
 
 impl Publisher {
-    /// Starts the publisher; at most `capacity` requests are on their way, and `trace_ratio` of them are traced. It ends when its last clone is dropped.
+    /// Starts the publisher; at most `capacity` requests are on their way. It ends when its last clone is dropped.
     pub fn start(
         client: Client,
         jetstream: Context,
         topology: Topology,
         gateway: Arc<str>,
-        trace_ratio: f64,
         capacity: usize,
     ) -> Self {
         let (jobs, waiting) = mpsc::unbounded_channel();
         tokio::spawn(run(jetstream, gateway, topology.partitions, waiting));
-        Self { client, topology, trace_ratio, jobs, places: Arc::new(Semaphore::new(capacity)) }
+        Self { client, topology, jobs, places: Arc::new(Semaphore::new(capacity)) }
     }
 
-    /// Sends a request on its way. Whether it was confirmed is told to the inbox, and only if it was not.
+    /// Sends a request on its way, as a part of the trace of `cause`. Whether it was confirmed is told to the inbox, and
+    /// only if it was not.
     ///
     /// # Errors
     /// The request's id if there is no connection to the broker, or no place.
@@ -74,30 +79,18 @@ impl Publisher {
         &self,
         chat: &Chat,
         mut command: Command,
+        cause: Option<Traceparent>,
         inbox: &Arc<Inbox>,
     ) -> Result<(), RequestId> {
         let place = self.places.clone().try_acquire_owned();
         let is_connected = self.client.connection_state() == connection::State::Connected;
         let (Ok(place), true) = (place, is_connected) else { return Err(command.id) };
-        if fastrand::f64() < self.trace_ratio {
-            let span = tracing::info_span!(
-                "publish frame",
-                otel.kind = "producer",
-                messaging.system = "nats",
-                messaging.operation.name = "publish",
-                messaging.destination.name = subject::FRAMES,
-                herald.request = command.request.kind(),
-            );
-            command.traceparent = telemetry::traceparent(&span);
-        }
+        let partition = self.topology.partition(chat);
+        let span = spans::publish(cause, partition);
+        command.traceparent = span.traceparent();
         let Ok(body) = serde_json::to_vec(&command) else { return Err(command.id) };
-        let job = Job {
-            partition: self.topology.partition(chat),
-            body,
-            id: command.id,
-            inbox: inbox.clone(),
-            _place: place,
-        };
+        let job =
+            Job { partition, body, span, id: command.id, inbox: inbox.clone(), _place: place };
         self.jobs.send(job).map_err(|refused| refused.0.id)
     }
 }
@@ -164,11 +157,15 @@ async fn run(
 }
 
 /// Publishes a bundle and waits until it is confirmed; tells the sessions if it is not.
-async fn publish(jetstream: &Context, gateway: &str, partition: u16, bundle: Vec<Job>) -> u16 {
+async fn publish(jetstream: &Context, gateway: &str, partition: u16, mut bundle: Vec<Job>) -> u16 {
     let body = Bundle::join(gateway, bundle.iter().map(|job| job.body.as_slice()));
     if let Err(error) = confirm(jetstream, partition, body.into()).await {
         tracing::warn!(%error, herald.requests = bundle.len(), "requests were not confirmed by the broker");
-        for job in &bundle {
+        for job in &mut bundle {
+            match job.span.is_some() {
+                true => job.span.fail("not_confirmed"),
+                false => spans::keep_error("not_confirmed"),
+            }
             fail(&job.id, &job.inbox);
         }
     }

@@ -8,7 +8,7 @@ use std::{
 use async_nats::Message;
 use bytes::Bytes;
 use herald_proto::{
-    CloseCode, DeviceId, EventId, UserId, header, subject, telemetry,
+    CloseCode, DeviceId, EventId, UserId, header, subject,
     wire::{Replies, Signal},
 };
 use tokio_tungstenite::tungstenite::Utf8Bytes;
@@ -144,8 +144,10 @@ impl Registry {
         if let Some(id) = number("Nats-Sequence")
             && let Some(prev) = number("Nats-Last-Sequence")
         {
-            let _entered =
-                delivery_span(id, protocol::header(headers, header::TRACEPARENT)).entered();
+            let traceparent = protocol::header(headers, header::TRACEPARENT);
+            if let Some(parent) = traceparent.and_then(|text| text.parse().ok()) {
+                self.to_tap(tap, |_| Some(Delivery::Traced(id, parent)));
+            }
             // Copied: the connection's buffer must not be kept for as long as a session takes.
             let body = Bytes::copy_from_slice(payload);
             self.to_tap(tap, |_| Some(Delivery::Live { id, prev, body: body.clone() }));
@@ -207,20 +209,6 @@ impl User {
             }
         }
     }
-}
-
-/// The span of an event's delivery, if what caused the event is traced.
-fn delivery_span(id: EventId, traceparent: Option<&str>) -> tracing::Span {
-    let Some(traceparent) = traceparent else { return tracing::Span::none() };
-    let span = tracing::info_span!(
-        "deliver event",
-        otel.kind = "consumer",
-        messaging.system = "nats",
-        messaging.operation.name = "deliver",
-        event.id = id.0,
-    );
-    telemetry::continue_trace(&span, traceparent);
-    span
 }
 
 impl Drop for Seat {

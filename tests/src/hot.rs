@@ -71,7 +71,7 @@ pub fn event() -> Result<Event> {
 /// Never: it is a request.
 pub fn command() -> Result<Command> {
     let frame = ClientFrame::parse(&new()).map_err(|refusal| refusal.error).ok();
-    let Some(ClientFrame::Request { id, timestamp, request }) = frame else {
+    let Some(ClientFrame::Request { id, timestamp, request, .. }) = frame else {
         anyhow::bail!("not a request")
     };
     let from = UserId::new(SENDER)?;
@@ -102,7 +102,8 @@ impl Session {
         let mut state = State::new(UserId::new(SENDER)?, limits, EventId(0), None, now);
         let mut out = Vec::new();
         state.start(&mut out);
-        let nothing = Fetched { events: vec![], more: false, is_there: true, resync: None };
+        let nothing =
+            Fetched { events: vec![], traces: vec![], more: false, is_there: true, resync: None };
         state.fetched(nothing, CLOCK, now, &mut out);
         out.clear();
         Ok(Self { state, out, now, last: 0 })

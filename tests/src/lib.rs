@@ -19,6 +19,8 @@ pub mod hot;
 pub mod http;
 pub mod load;
 pub mod manifests;
+pub mod observe;
+pub mod otlp;
 pub mod owner;
 pub mod pair;
 pub mod port;
@@ -30,6 +32,8 @@ pub mod rollout;
 pub mod site;
 pub mod supervise;
 pub mod tools;
+pub mod tree;
+pub mod waterfall;
 
 pub use broker::{Broker, deployed::Deployed};
 pub use child::Child;

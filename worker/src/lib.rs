@@ -23,6 +23,7 @@ pub mod members;
 pub mod partition;
 pub mod publisher;
 pub mod settle;
+pub mod spans;
 pub mod store;
 pub mod topology;
 pub mod unread;

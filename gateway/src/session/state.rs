@@ -10,6 +10,7 @@ use std::{
 use herald_proto::{
     CloseCode, Error, EventId, RequestId, UserId,
     frame::{Answer, ClientFrame, Refusal, Request, Response, to_text},
+    telemetry::Traceparent,
 };
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
@@ -102,8 +103,8 @@ impl State {
             return;
         }
         match frame {
-            Ok(ClientFrame::Request { id, timestamp, request }) => {
-                self.request(id, timestamp, request, clock, now, out);
+            Ok(ClientFrame::Request { id, timestamp, traceparent, request }) => {
+                self.request(id, (timestamp, traceparent), request, clock, now, out);
             }
             Ok(ClientFrame::Ack(id)) => self.ack(id, clock, now, out),
             Ok(ClientFrame::Typing(typing)) => self.typing(typing.chat_id, now, out),
@@ -158,7 +159,7 @@ impl State {
     fn request(
         &mut self,
         id: RequestId,
-        sent_at: i64,
+        (sent_at, traceparent): (i64, Option<Traceparent>),
         request: Request,
         clock: i64,
         now: Instant,
@@ -174,7 +175,7 @@ impl State {
             Error::rate_limited(RETRY_AFTER)
         } else {
             self.open.push_back((now + self.limits.request_timeout, id.clone()));
-            out.push(Output::Publish { id, sent_at, request });
+            out.push(Output::Publish { id, sent_at, traceparent, request });
             return;
         };
         answer(Some(text_of(&id)), clock, Answer::Failed(error), out);
