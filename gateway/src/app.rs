@@ -11,7 +11,7 @@ use async_nats::{
     jetstream::{Context, context::ContextBuilder},
 };
 use futures::StreamExt;
-use herald_proto::{broker, instance, subject, telemetry::Sampler, topology::Topology};
+use herald_proto::{UserId, broker, instance, subject, telemetry::Sampler, topology::Topology};
 use tokio::{net::TcpListener, sync::Semaphore, time::MissedTickBehavior};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -30,6 +30,7 @@ use crate::{
     routes,
     server::Server,
     session::Shared,
+    tap::{Tap, dial::Dialer},
     waiting::Waiting,
 };
 
@@ -70,7 +71,9 @@ pub async fn run(
     let (cut, gone) = (CancellationToken::new(), CancellationToken::new());
     let (tasks, sessions) = (TaskTracker::new(), TaskTracker::new());
     let log = EventLog::open(client.clone(), jetstream.clone(), topology).await?;
-    let registry = Registry::new(client.clone(), gateway.clone(), config.limits.max_sessions);
+    let dialer = Dialer::new(&config.broker, format!("{name} tap"))?;
+    let tap = Arc::new(Tap::new());
+    let registry = Registry::new(tap.clone(), gateway.clone(), config.limits.max_sessions);
     let presence = Presence::new(config.grace);
     let leases = Leases::open(&jetstream, &gateway, config.lease).await?;
     let cursors = Cursors::new();
@@ -90,10 +93,21 @@ pub async fn run(
         leases: leases.clone(),
         telling: Arc::new(Semaphore::new(TELLING)),
     };
+    tasks.spawn({
+        let (tap, registry, gone) = (tap.clone(), registry.clone(), gone.clone());
+        async move { tap.run(dialer, registry, gone).await }
+    });
     tasks.spawn(leases.clone().watch(gone.clone()));
     tasks.spawn(announcer.run(stop.clone()));
     tasks.spawn(replies(client.clone(), gateway.clone(), registry.clone(), gone.clone()));
-    tasks.spawn(sweep(client.clone(), log.clone(), registry.clone(), config.sweep, stop.clone()));
+    tasks.spawn(sweep(
+        client.clone(),
+        tap.clone(),
+        log.clone(),
+        registry.clone(),
+        config.sweep,
+        stop.clone(),
+    ));
     let door = Arc::new(Door::new(&config.limits, Instant::now()));
     let shared = Arc::new(Shared {
         gateway: gateway.clone(),
@@ -112,6 +126,7 @@ pub async fn run(
         door: door.clone(),
         waiting: Waiting::new(config.limits.max_waiting),
         registry: registry.clone(),
+        tap,
         presence: presence.clone(),
         contacts,
         drain: stop.clone(),
@@ -208,6 +223,7 @@ async fn replies(client: Client, gateway: Arc<str>, registry: Registry, stop: Ca
 /// Compares sessions with their logs now and then: a live event can be lost, and then the log knows more.
 async fn sweep(
     client: Client,
+    tap: Arc<Tap>,
     log: EventLog,
     registry: Registry,
     every: Duration,
@@ -215,27 +231,38 @@ async fn sweep(
 ) {
     let mut tick = tokio::time::interval(every.min(SWEEP_LOOK));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut swept_at, mut connects) = (Instant::now(), 0);
+    let (mut swept_at, mut connects, mut again) = (Instant::now(), (0, 0), false);
     loop {
         tokio::select! {
             _ = tick.tick() => {}
             () = stop.cancelled() => return,
         }
         // After a lost connection the taps have certainly missed what came meanwhile.
-        let connected = client.statistics().connects.load(Ordering::Relaxed);
-        if connected == connects && swept_at.elapsed() < every {
-            continue;
-        }
-        (swept_at, connects) = (Instant::now(), connected);
-        if let Err(error) = sweep_once(&log, &registry).await {
+        let connected = (client.statistics().connects.load(Ordering::Relaxed), tap.connects());
+        let is_new = std::mem::replace(&mut connects, connected) != connected;
+        // A server that has confirmed a tap may not have told the others of its cluster yet: who is new is looked at
+        // once more.
+        let newcomers = registry.newcomers();
+        let users = if is_new || again || swept_at.elapsed() >= every {
+            swept_at = Instant::now();
+            registry.users()
+        } else {
+            newcomers
+        };
+        again = is_new;
+        if let Err(error) = compare(&log, &registry, &users).await {
             tracing::warn!(%error, "logs can't be compared, trying again");
+            again = true;
         }
     }
 }
 
-async fn sweep_once(log: &EventLog, registry: &Registry) -> Result<(), Error> {
+async fn compare(log: &EventLog, registry: &Registry, users: &[UserId]) -> Result<(), Error> {
+    if users.is_empty() {
+        return Ok(());
+    }
     log.refresh().await?;
-    for users in registry.users().chunks(SWEEP_CHUNK) {
+    for users in users.chunks(SWEEP_CHUNK) {
         for (user, end) in log.ends(users).await? {
             registry.tail(&user, end);
         }

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
-use herald_proto::{broker::BrokerArgs, telemetry::TelemetryArgs};
+use herald_proto::{broker::BrokerArgs, runtime::RuntimeArgs, telemetry::TelemetryArgs};
 
 /// Herald's gateway: terminates clients' WebSockets.
 #[derive(Debug, Clone, Parser)]
@@ -52,6 +52,9 @@ pub struct Config {
     /// How long open requests may take to finish after SIGTERM; saying goodbye takes a few seconds more.
     #[arg(long, env = "HERALD_DRAIN_TIMEOUT", default_value = "20s", value_parser = humantime::parse_duration)]
     pub drain_timeout: Duration,
+    /// The machine.
+    #[command(flatten)]
+    pub runtime: RuntimeArgs,
     /// Logs and traces.
     #[command(flatten)]
     pub telemetry: TelemetryArgs,

@@ -26,4 +26,5 @@ pub mod routes;
 pub mod server;
 pub mod session;
 pub mod spans;
+pub mod tap;
 pub mod waiting;

@@ -37,6 +37,7 @@ use crate::{
     publisher::Publisher,
     registry::{Registry, Seat},
     spans::{self, Source},
+    tap::Tap,
     waiting::{Share, Waiting},
 };
 
@@ -76,6 +77,8 @@ pub struct Shared {
     pub waiting: Waiting,
     /// Where sessions are found.
     pub registry: Registry,
+    /// The connection for live events.
+    pub tap: Arc<Tap>,
     /// Who is told that users come and go.
     pub presence: Presence,
     /// Whom to tell.
@@ -125,8 +128,10 @@ where
         Ok((seat, state)) => {
             shared.presence.opened(&identity.user);
             let waiting = shared.waiting.share();
+            let tasks = shared.tasks.clone();
             let traces = Traces::default();
-            let session = Session {
+            // Boxed: a task keeps what it was given, and once more what becomes of it.
+            let session = Box::new(Session {
                 shared,
                 identity,
                 socket,
@@ -135,8 +140,7 @@ where
                 traces,
                 waiting,
                 is_present: true,
-            };
-            let tasks = session.shared.tasks.clone();
+            });
             tasks.spawn(session.run());
         }
         Err(error) => {
@@ -184,7 +188,7 @@ impl Shared {
 type Closing = Option<(CloseCode, String)>;
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
-    async fn run(mut self) {
+    async fn run(mut self: Box<Self>) {
         let closing = self.serve().await;
         // Boxed, so that a session that lives does not keep room for its end.
         Box::pin(self.end(closing)).await;
@@ -386,7 +390,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         }
     }
 
-    async fn end(mut self, closing: Closing) {
+    async fn end(mut self: Box<Self>, closing: Closing) {
         let mut out = Vec::new();
         self.state.store_cursor(&mut out);
         for output in out {

@@ -13,6 +13,7 @@ pub mod health;
 pub mod id;
 pub mod instance;
 pub mod payload;
+pub mod runtime;
 pub mod signal;
 pub mod subject;
 pub mod telemetry;

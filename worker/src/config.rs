@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
-use herald_proto::{broker::BrokerArgs, telemetry::TelemetryArgs};
+use herald_proto::{broker::BrokerArgs, runtime::RuntimeArgs, telemetry::TelemetryArgs};
 
 /// Herald's worker: stores messages, counts what is missed, publishes events.
 #[derive(Debug, Parser)]
@@ -12,6 +12,9 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+    /// The machine.
+    #[command(flatten)]
+    pub runtime: RuntimeArgs,
     /// Logs and traces.
     #[command(flatten)]
     pub telemetry: TelemetryArgs,

@@ -13,9 +13,12 @@ use herald_worker::{
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
+    cli.runtime.clone().run(start(cli)).context("start the runtime")?
+}
+
+async fn start(cli: Cli) -> anyhow::Result<()> {
     let telemetry = match &cli.command {
         Command::Run(_) => telemetry::init("herald-worker", &cli.telemetry).await?,
         // Beside a worker that runs: traces, and who may change what is logged, are its own.
