@@ -28,6 +28,11 @@ impl Traceparent {
         })
     }
 
+    /// The trace.
+    pub fn trace_id(&self) -> [u8; 16] {
+        self.trace.to_bytes()
+    }
+
     /// Whether who sent it keeps the trace.
     pub fn is_sampled(&self) -> bool {
         self.is_sampled
