@@ -3,7 +3,7 @@
 use anyhow::Context;
 use clap::Parser;
 use herald_gateway::{
-    app,
+    app::{self, Listeners},
     config::{Command, Config, LogFormat},
 };
 use herald_proto::{health, signal, telemetry};
@@ -26,7 +26,15 @@ async fn main() -> anyhow::Result<()> {
     let listener = TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("--listen {}", config.listen))?;
+    let admin = match config.admin_listen {
+        Some(address) => Some(
+            TcpListener::bind(address)
+                .await
+                .with_context(|| format!("--admin-listen {address}"))?,
+        ),
+        None => None,
+    };
     let stop = CancellationToken::new();
     tokio::spawn(signal::cancel_on_signal(stop.clone()));
-    app::run(config, listener, stop).await
+    app::run(config, Listeners { clients: listener, admin }, stop).await
 }

@@ -4,7 +4,7 @@
 //! Each partition has one bundle on its way. What comes meanwhile makes the next: so bundles grow under load, and
 //! a request that comes alone does not wait.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use async_nats::{
     Client, connection,
@@ -13,16 +13,18 @@ use async_nats::{
 use bytes::Bytes;
 use futures::{StreamExt, stream::FuturesUnordered};
 use herald_proto::{
-    Chat, Error as ClientError, RequestId,
-    clock::now_ms,
-    frame::{Answer, Response, to_text},
+    Chat, RequestId,
+    metrics::{TraceId, sampled_trace},
     subject, telemetry,
     topology::Topology,
     wire::{Bundle, Command, MAX_COMMANDS},
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use crate::inbox::{Delivery, Inbox};
+use crate::{
+    inbox::{Delivery, Inbox},
+    metrics::{Metrics, Publishing},
+};
 
 /// A request on its way.
 struct Job {
@@ -46,8 +48,6 @@ pub struct Publisher {
     places: Arc<Semaphore>,
 }
 
-/// Milliseconds after which a client may try again.
-const RETRY_AFTER: u64 = 1000;
 /// A bundle is not extended past this size, in bytes: well below what NATS takes in a message.
 const MAX_BYTES: usize = 256 * 1024;
 
@@ -60,13 +60,16 @@ impl Publisher {
         gateway: Arc<str>,
         trace_ratio: f64,
         capacity: usize,
+        metrics: Arc<Metrics>,
     ) -> Self {
         let (jobs, waiting) = mpsc::unbounded_channel();
-        tokio::spawn(run(jetstream, gateway, topology.partitions, waiting));
+        let line = Line { jetstream, gateway, metrics };
+        tokio::spawn(run(line, topology.partitions, waiting));
         Self { client, topology, trace_ratio, jobs, places: Arc::new(Semaphore::new(capacity)) }
     }
 
-    /// Sends a request on its way. Whether it was confirmed is told to the inbox, and only if it was not.
+    /// Sends a request on its way; returns its trace if it is traced. Whether it was confirmed is told to the inbox, and
+    /// only if it was not.
     ///
     /// # Errors
     /// The request's id if there is no connection to the broker, or no place.
@@ -75,7 +78,7 @@ impl Publisher {
         chat: &Chat,
         mut command: Command,
         inbox: &Arc<Inbox>,
-    ) -> Result<(), RequestId> {
+    ) -> Result<Option<(RequestId, TraceId)>, RequestId> {
         let place = self.places.clone().try_acquire_owned();
         let is_connected = self.client.connection_state() == connection::State::Connected;
         let (Ok(place), true) = (place, is_connected) else { return Err(command.id) };
@@ -90,6 +93,8 @@ impl Publisher {
             );
             command.traceparent = telemetry::traceparent(&span);
         }
+        let trace = command.traceparent.as_deref().and_then(sampled_trace);
+        let traced = trace.map(|trace| (command.id.clone(), trace));
         let Ok(body) = serde_json::to_vec(&command) else { return Err(command.id) };
         let job = Job {
             partition: self.topology.partition(chat),
@@ -98,7 +103,7 @@ impl Publisher {
             inbox: inbox.clone(),
             _place: place,
         };
-        self.jobs.send(job).map_err(|refused| refused.0.id)
+        self.jobs.send(job).map(|()| traced).map_err(|refused| refused.0.id)
     }
 }
 
@@ -126,12 +131,14 @@ impl Lane {
     }
 }
 
-async fn run(
+/// What bundles are published with.
+struct Line {
     jetstream: Context,
     gateway: Arc<str>,
-    partitions: u16,
-    mut jobs: mpsc::UnboundedReceiver<Job>,
-) {
+    metrics: Arc<Metrics>,
+}
+
+async fn run(line: Line, partitions: u16, mut jobs: mpsc::UnboundedReceiver<Job>) {
     let mut lanes: Vec<Lane> = (0..partitions).map(|_| Lane::default()).collect();
     let mut under_way = FuturesUnordered::new();
     let mut arrived = Vec::new();
@@ -157,19 +164,27 @@ async fn run(
         }
         for partition in due {
             if let Some(bundle) = lanes.get_mut(usize::from(partition)).and_then(Lane::next) {
-                under_way.push(publish(&jetstream, &gateway, partition, bundle));
+                under_way.push(publish(&line, partition, bundle));
             }
         }
     }
 }
 
 /// Publishes a bundle and waits until it is confirmed; tells the sessions if it is not.
-async fn publish(jetstream: &Context, gateway: &str, partition: u16, bundle: Vec<Job>) -> u16 {
+async fn publish(line: &Line, partition: u16, bundle: Vec<Job>) -> u16 {
+    let Line { jetstream, gateway, metrics } = line;
     let body = Bundle::join(gateway, bundle.iter().map(|job| job.body.as_slice()));
-    if let Err(error) = confirm(jetstream, partition, body.into()).await {
+    metrics.bundle.observe_size(bundle.len());
+    let began_at = Instant::now();
+    let confirmed = confirm(jetstream, partition, body.into()).await;
+    metrics.publish.observe(began_at.elapsed(), None);
+    let outcome = if confirmed.is_ok() { Publishing::Confirmed } else { Publishing::Failed };
+    metrics.publishes.inc(outcome);
+    if let Err(error) = confirmed {
         tracing::warn!(%error, herald.requests = bundle.len(), "requests were not confirmed by the broker");
-        for job in &bundle {
-            fail(&job.id, &job.inbox);
+        for job in bundle {
+            // The request may still arrive: whoever sends it again gets the same answer.
+            job.inbox.push(Delivery::Unconfirmed(job.id));
         }
     }
     partition
@@ -177,15 +192,4 @@ async fn publish(jetstream: &Context, gateway: &str, partition: u16, bundle: Vec
 
 async fn confirm(jetstream: &Context, partition: u16, body: Bytes) -> Result<(), PublishError> {
     jetstream.publish(subject::frames(partition), body).await?.await.map(drop)
-}
-
-/// The request may still arrive: whoever sends it again gets the same answer.
-fn fail(id: &RequestId, inbox: &Inbox) {
-    let error = ClientError::unavailable("the service can't take the request now", RETRY_AFTER);
-    let id = id.as_str().to_owned();
-    let response =
-        Response { id: Some(id.clone()), timestamp: now_ms(), answer: Answer::Failed(error) };
-    if let Ok(frame) = to_text(&response) {
-        inbox.push(Delivery::Reply { id, frame: frame.into() });
-    }
 }

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     error::Error,
     inbox::{Delivery, Inbox},
+    metrics::Origin,
 };
 
 /// The sessions of a gateway. Clones share them.
@@ -161,8 +162,9 @@ impl Registry {
         });
         if let Some((id, prev)) = sequence {
             let _entered = delivery_span(id, message.headers.as_ref()).entered();
+            let origin = message.headers.as_ref().map(Origin::of).unwrap_or_default();
             self.to_user(user, |_| {
-                Some(Delivery::Live { id, prev, body: message.payload.clone() })
+                Some(Delivery::Live { id, prev, body: message.payload.clone(), origin })
             });
             return;
         }

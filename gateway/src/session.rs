@@ -12,6 +12,7 @@ use herald_proto::{
     Chat, CloseCode, DeviceId, EventId, RequestId, UserId,
     clock::now_ms,
     frame::{Event, EventBody, Request},
+    metrics::Part,
     payload::Typing,
     subject,
     wire::{Command, Signal},
@@ -32,6 +33,7 @@ use crate::{
     error::Error,
     inbox::{Delivery, Inbox},
     log::EventLog,
+    metrics::{Close, Login, Metrics, Stage},
     presence::Presence,
     publisher::Publisher,
     registry::{Registry, Seat},
@@ -74,6 +76,8 @@ pub struct Shared {
     pub presence: Presence,
     /// Whom to tell.
     pub contacts: Contacts,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
     /// Cancelled when the gateway drains.
     pub drain: CancellationToken,
     /// Cancelled when the gateway can't wait any longer for open requests.
@@ -101,6 +105,10 @@ struct Session<S> {
     seat: Seat,
     state: State,
     waiting: Share,
+    /// Its part of all events that are not acked.
+    unacked: Part,
+    /// It among the connections of its state.
+    counted: Part,
     is_present: bool,
 }
 
@@ -114,17 +122,32 @@ pub async fn begin<S>(shared: Arc<Shared>, socket: Socket<S>, identity: Identity
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let opening = shared.metrics.connections.one(Stage::Opening);
     match open(&shared, &identity).await {
         Ok((seat, state)) => {
+            drop(opening);
             shared.presence.opened(&identity.user);
+            let metrics = &shared.metrics;
+            metrics.logins.inc(Login::Accepted);
+            let (counted, unacked) = (metrics.connections.one(Stage::Open), metrics.unacked.part());
             let waiting = shared.waiting.share();
-            let session =
-                Session { shared, identity, socket, seat, state, waiting, is_present: true };
+            let session = Session {
+                shared,
+                identity,
+                socket,
+                seat,
+                state,
+                waiting,
+                unacked,
+                counted,
+                is_present: true,
+            };
             let tasks = session.shared.tasks.clone();
             tasks.spawn(session.run());
         }
         Err(error) => {
             tracing::warn!(%error, "a session can't begin");
+            shared.metrics.logins.inc(Login::TryAgain);
             socket.close(error.close_code(), &error.to_string()).await;
         }
     }
@@ -145,8 +168,9 @@ async fn open(shared: &Shared, identity: &Identity) -> Result<(Seat, State), Err
     let latest = shared.cursors.latest(&subject::cursor_key(&identity.user, &identity.device));
     let stored = shared.log.cursor(&identity.user, &identity.device).await?;
     let cursor = latest.map_or(stored, |latest| latest.max(stored));
-    let (limits, now) = (shared.limits.clone(), now());
-    Ok((seat, State::new(identity.user.clone(), limits, cursor, identity.expires_at, now)))
+    let (limits, metrics, user) =
+        (shared.limits.clone(), shared.metrics.clone(), identity.user.clone());
+    Ok((seat, State::new(user, limits, metrics, cursor, identity.expires_at, now())))
 }
 
 impl Shared {
@@ -202,6 +226,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 }
             }
             self.waiting.set(self.state.open_requests());
+            self.unacked.set(self.state.unacked());
             let (next_tick, listens_at) = (self.state.next_tick(), self.state.listens_at());
             let listens = listens_at <= now();
             // A deadline that has moved further away is left: ticking early does nothing.
@@ -258,8 +283,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     fn deliveries(&mut self, inbox: &Inbox, out: &mut Vec<Output>) -> Closing {
         for delivery in inbox.take() {
             match delivery {
-                Delivery::Reply { id, frame } => self.state.reply(&id, frame, out),
-                Delivery::Live { id, prev, body } => self.state.live(id, prev, &body, now(), out),
+                Delivery::Reply { id, frame } => self.state.reply(&id, frame, now(), out),
+                Delivery::Unconfirmed(id) => self.state.not_published(&id, now_ms(), out),
+                Delivery::Live { id, prev, body, origin } => {
+                    self.state.live(id, prev, &body, origin, now(), out);
+                }
                 Delivery::Tail(id) => self.state.tail(id, out),
                 Delivery::Frame(frame) => out.push(Output::Send(frame)),
                 Delivery::Close(code, reason) => return Some((code, reason.to_owned())),
@@ -318,6 +346,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             session: self.seat.id,
             id,
             sent_at,
+            received_at: now_ms(),
             traceparent: None,
             request,
         };
@@ -326,8 +355,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         } else {
             self.shared.publisher.submit(&chat, command, &self.seat.inbox)
         };
-        if let Err(id) = submitted {
-            self.state.not_published(&id, now_ms(), out);
+        match submitted {
+            Ok(Some((id, trace))) => self.state.traced(&id, trace),
+            Ok(None) => {}
+            Err(id) => self.state.not_published(&id, now_ms(), out),
         }
     }
 
@@ -343,6 +374,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     }
 
     async fn end(mut self, closing: Closing) {
+        let metrics = self.shared.metrics.clone();
+        metrics.closed.inc(closing.as_ref().map_or(Close::Gone, |(code, _)| (*code).into()));
+        self.counted = metrics.connections.one(Stage::Closing);
         let mut out = Vec::new();
         self.state.store_cursor(&mut out);
         for output in out {

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use herald_proto::broker::BrokerArgs;
+use herald_proto::{broker::BrokerArgs, metrics::otlp::OtlpArgs};
 
 /// Herald's worker: stores messages, counts what is missed, publishes events.
 #[derive(Debug, Parser)]
@@ -132,7 +132,7 @@ pub struct DatabaseArgs {
 /// Where health is served.
 #[derive(Debug, Clone, Args)]
 pub struct HealthArgs {
-    /// Where `/healthz` and `/readyz` are served.
+    /// Where `/healthz`, `/readyz` and `/metrics` are served.
     #[arg(long, env = "HERALD_HEALTH_LISTEN", default_value = "127.0.0.1:8081")]
     pub health_listen: SocketAddr,
 }
@@ -149,6 +149,9 @@ pub struct Config {
     /// The health endpoint.
     #[command(flatten)]
     pub health: HealthArgs,
+    /// Where metrics are sent.
+    #[command(flatten)]
+    pub otlp: OtlpArgs,
     /// Number of partitions of the work; at most one worker each. Decided by the first worker: later ones must agree or
     /// leave it out. [default: 8]
     #[arg(long, env = "HERALD_PARTITIONS", value_parser = clap::value_parser!(u16).range(1..=1024))]
