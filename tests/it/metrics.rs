@@ -6,6 +6,11 @@ use anyhow::{Result, ensure};
 use herald_tests::{Backend, Client, Cluster, Options, Scrape, eventually};
 use serde_json::{Value, json};
 
+mod alerts;
+mod dashboards;
+mod names;
+mod otlp;
+
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// User1 at the first gateway has sent three messages to User2 at the second one, who has taken and read them.
