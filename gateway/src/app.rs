@@ -12,7 +12,7 @@ use async_nats::{
 };
 use futures::StreamExt;
 use herald_proto::{
-    broker, instance,
+    UserId, broker, instance,
     metrics::{Kind, Registry as Metered, nats, otlp, process},
     subject,
     topology::Topology,
@@ -37,6 +37,7 @@ use crate::{
     routes,
     server::Server,
     session::Shared,
+    tap::{Tap, dial::Dialer},
     waiting::Waiting,
 };
 
@@ -89,7 +90,9 @@ pub async fn run(
     let metrics = Arc::new(Metrics::new(&mut metered));
     process::register(&mut metered, "herald-gateway");
     nats::register(&mut metered, &client);
-    let registry = Registry::new(client.clone(), gateway.clone(), config.limits.max_sessions);
+    let dialer = Dialer::new(&config.broker, format!("{name} tap"))?;
+    let tap = Arc::new(Tap::new());
+    let registry = Registry::new(tap.clone(), gateway.clone(), config.limits.max_sessions);
     let presence = Presence::new(config.grace);
     let leases = Leases::open(&jetstream, &gateway, config.lease).await?;
     let cursors = Cursors::new();
@@ -110,10 +113,21 @@ pub async fn run(
         metrics: metrics.clone(),
         telling: Arc::new(Semaphore::new(TELLING)),
     };
+    tasks.spawn({
+        let (tap, registry, gone) = (tap.clone(), registry.clone(), gone.clone());
+        async move { tap.run(dialer, registry, gone).await }
+    });
     tasks.spawn(leases.clone().watch(gone.clone()));
     tasks.spawn(announcer.run(stop.clone()));
     tasks.spawn(replies(client.clone(), gateway.clone(), registry.clone(), gone.clone()));
-    tasks.spawn(sweep(client.clone(), log.clone(), registry.clone(), config.sweep, stop.clone()));
+    tasks.spawn(sweep(
+        client.clone(),
+        tap.clone(),
+        log.clone(),
+        registry.clone(),
+        config.sweep,
+        stop.clone(),
+    ));
     let door = Arc::new(Door::new(&config.limits, Instant::now()));
     let waiting = Waiting::new(config.limits.max_waiting);
     let shared = Arc::new(Shared {
@@ -135,6 +149,7 @@ pub async fn run(
         door: door.clone(),
         waiting: waiting.clone(),
         registry: registry.clone(),
+        tap: tap.clone(),
         presence: presence.clone(),
         contacts,
         drain: stop.clone(),
@@ -143,7 +158,7 @@ pub async fn run(
     });
     let router = routes::router(routes::App { shared, authenticator });
     let Listeners { clients: listener, admin } = listeners;
-    counts(&mut metered, &waiting, &presence);
+    counts(&mut metered, &waiting, &presence, &tap);
     let metered = Arc::new(metered);
     if let Some(settings) = config.otlp.settings("herald-gateway", &gateway, None) {
         tasks.spawn(otlp::Exporter::new(metered.clone(), settings)?.run(gone.clone()));
@@ -197,8 +212,21 @@ pub async fn run(
 
 /// What is asked for when metrics are read.
 #[expect(clippy::cast_precision_loss, reason = "Prometheus' numbers are f64")]
-fn counts(metered: &mut Metered, waiting: &Waiting, presence: &Presence) {
+fn counts(metered: &mut Metered, waiting: &Waiting, presence: &Presence, tap: &Arc<Tap>) {
     let (waiting, presence) = (waiting.clone(), presence.clone());
+    let (connected, connects) = (tap.clone(), tap.clone());
+    metered.read(
+        "herald_gateway_tap_connected",
+        "Whether there is a connection to NATS for live events.",
+        Kind::Gauge,
+        move || f64::from(u8::from(connected.is_connected())),
+    );
+    metered.read(
+        "herald_gateway_tap_connects",
+        "Times that the connection for live events was made.",
+        Kind::Counter,
+        move || connects.connects() as f64,
+    );
     metered.read(
         "herald_gateway_open_requests",
         "Requests of all sessions that wait for their answers.",
@@ -260,6 +288,7 @@ async fn replies(client: Client, gateway: Arc<str>, registry: Registry, stop: Ca
 /// Compares sessions with their logs now and then: a live event can be lost, and then the log knows more.
 async fn sweep(
     client: Client,
+    tap: Arc<Tap>,
     log: EventLog,
     registry: Registry,
     every: Duration,
@@ -267,27 +296,38 @@ async fn sweep(
 ) {
     let mut tick = tokio::time::interval(every.min(SWEEP_LOOK));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut swept_at, mut connects) = (Instant::now(), 0);
+    let (mut swept_at, mut connects, mut again) = (Instant::now(), (0, 0), false);
     loop {
         tokio::select! {
             _ = tick.tick() => {}
             () = stop.cancelled() => return,
         }
         // After a lost connection the taps have certainly missed what came meanwhile.
-        let connected = client.statistics().connects.load(Ordering::Relaxed);
-        if connected == connects && swept_at.elapsed() < every {
-            continue;
-        }
-        (swept_at, connects) = (Instant::now(), connected);
-        if let Err(error) = sweep_once(&log, &registry).await {
+        let connected = (client.statistics().connects.load(Ordering::Relaxed), tap.connects());
+        let is_new = std::mem::replace(&mut connects, connected) != connected;
+        // A server that has confirmed a tap may not have told the others of its cluster yet: who is new is looked at
+        // once more.
+        let newcomers = registry.newcomers();
+        let users = if is_new || again || swept_at.elapsed() >= every {
+            swept_at = Instant::now();
+            registry.users()
+        } else {
+            newcomers
+        };
+        again = is_new;
+        if let Err(error) = compare(&log, &registry, &users).await {
             tracing::warn!(%error, "logs can't be compared, trying again");
+            again = true;
         }
     }
 }
 
-async fn sweep_once(log: &EventLog, registry: &Registry) -> Result<(), Error> {
+async fn compare(log: &EventLog, registry: &Registry, users: &[UserId]) -> Result<(), Error> {
+    if users.is_empty() {
+        return Ok(());
+    }
     log.refresh().await?;
-    for users in registry.users().chunks(SWEEP_CHUNK) {
+    for users in users.chunks(SWEEP_CHUNK) {
         for (user, end) in log.ends(users).await? {
             registry.tail(&user, end);
         }

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
-use herald_proto::{broker::BrokerArgs, metrics::otlp::OtlpArgs};
+use herald_proto::{broker::BrokerArgs, metrics::otlp::OtlpArgs, runtime::RuntimeArgs};
 
 /// Herald's gateway: terminates clients' WebSockets.
 #[derive(Debug, Clone, Parser)]
@@ -54,6 +54,9 @@ pub struct Config {
     /// How long open requests may take to finish after SIGTERM; saying goodbye takes a few seconds more.
     #[arg(long, env = "HERALD_DRAIN_TIMEOUT", default_value = "20s", value_parser = humantime::parse_duration)]
     pub drain_timeout: Duration,
+    /// The machine.
+    #[command(flatten)]
+    pub runtime: RuntimeArgs,
     /// What to log, as tracing `EnvFilter` directives.
     #[arg(long, env = "HERALD_LOG", default_value = "info")]
     pub log: String,

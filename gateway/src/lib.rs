@@ -27,4 +27,5 @@ pub mod registry;
 pub mod routes;
 pub mod server;
 pub mod session;
+pub mod tap;
 pub mod waiting;

@@ -10,9 +10,12 @@ use herald_proto::{health, signal, telemetry};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<()> {
     let config = Config::parse();
+    config.runtime.clone().run(run(config)).context("start the runtime")?
+}
+
+async fn run(config: Config) -> anyhow::Result<()> {
     if let Some(Command::Healthcheck) = config.command {
         return Ok(health::ask(config.listen).await?);
     }

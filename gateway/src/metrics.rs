@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use async_nats::HeaderMap;
 use herald_proto::{
     CloseCode,
     clock::now_ms,
@@ -297,12 +296,10 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// What the headers of an event in its log say.
-    pub fn of(headers: &HeaderMap) -> Self {
-        let id = headers.get(async_nats::header::NATS_MESSAGE_ID);
-        let at = id.and_then(|id| header::received_at(id.as_str())).unwrap_or(0);
-        let traceparent = headers.get(header::TRACEPARENT);
-        Self { at, trace: traceparent.and_then(|parent| sampled_trace(parent.as_str())) }
+    /// What an event's message id and trace context say.
+    pub fn of(message_id: Option<&str>, traceparent: Option<&str>) -> Self {
+        let at = message_id.and_then(header::received_at).unwrap_or(0);
+        Self { at, trace: traceparent.and_then(sampled_trace) }
     }
 
     /// How long ago that was; gateways' clocks may differ, but nothing takes less than no time.

@@ -1,29 +1,29 @@
-//! Which sessions this gateway has, and the live taps that feed them: one subscription for each connected user.
+//! Which sessions this gateway has, and whom what comes through the live taps is for: one for each connected user.
 
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use async_nats::{Client, HeaderMap, Message, Subscriber};
-use futures::StreamExt;
+use async_nats::Message;
+use bytes::Bytes;
 use herald_proto::{
     CloseCode, DeviceId, EventId, UserId, header, subject, telemetry,
     wire::{Replies, Signal},
 };
 use tokio_tungstenite::tungstenite::Utf8Bytes;
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     error::Error,
     inbox::{Delivery, Inbox},
     metrics::Origin,
+    tap::{Tap, protocol},
 };
 
 /// The sessions of a gateway. Clones share them.
 #[derive(Clone)]
 pub struct Registry {
-    client: Client,
+    tap: Arc<Tap>,
     gateway: Arc<str>,
     sessions: Arc<Mutex<Sessions>>,
     max_sessions: usize,
@@ -34,11 +34,15 @@ struct Sessions {
     next_id: u64,
     by_id: HashMap<u64, Arc<Inbox>>,
     by_user: HashMap<UserId, User>,
+    /// Whose a tap is.
+    by_tap: HashMap<u64, UserId>,
+    /// Whose tap was opened of late.
+    newcomers: Vec<UserId>,
 }
 
 struct User {
+    tap: u64,
     sessions: Vec<Session>,
-    tap: CancellationToken,
 }
 
 #[derive(Clone)]
@@ -59,15 +63,17 @@ pub struct Seat {
     pub inbox: Arc<Inbox>,
 }
 
+/// The header that names an event for JetStream.
+const MESSAGE_ID: &str = "Nats-Msg-Id";
 /// Events and frames that may wait for a session. Past it the session reads them from its log.
 const INBOX: usize = 256;
 
 impl Registry {
     /// An empty registry.
-    pub fn new(client: Client, gateway: Arc<str>, max_sessions: usize) -> Self {
+    pub fn new(tap: Arc<Tap>, gateway: Arc<str>, max_sessions: usize) -> Self {
         // Ids of an earlier process must not be taken for ours.
         let sessions = Sessions { next_id: fastrand::u64(1..1 << 40), ..Sessions::default() };
-        Self { client, gateway, sessions: Arc::new(Mutex::new(sessions)), max_sessions }
+        Self { tap, gateway, sessions: Arc::new(Mutex::new(sessions)), max_sessions }
     }
 
     fn sessions(&self) -> MutexGuard<'_, Sessions> {
@@ -90,90 +96,71 @@ impl Registry {
         self.sessions().by_user.keys().cloned().collect()
     }
 
+    /// The users whose taps were opened since this was asked last.
+    pub fn newcomers(&self) -> Vec<UserId> {
+        std::mem::take(&mut self.sessions().newcomers)
+    }
+
     /// Takes a seat for a session opened at `now` (milliseconds since the Unix epoch). When it returns, the user's live
-    /// tap is under way on the connection: what is asked of the broker from now on is asked after it.
+    /// tap is open: what is asked of the broker from now on is asked after it.
     ///
     /// # Errors
-    /// [`Error::Full`], or if the subscription can't be made.
+    /// [`Error::Full`], or if the tap can't be opened.
     pub async fn join(&self, user: &UserId, device: &DeviceId, now: i64) -> Result<Seat, Error> {
-        // Before the entry is there for others to see, the subscription is on its way: whoever finds the entry may
-        // read the log at once.
-        let has_tap = self.sessions().by_user.contains_key(user);
-        let messages = if has_tap { None } else { Some(self.subscribe(user).await?) };
-        if let Some(seat) = self.sit_down(user, device, now, messages)? {
-            return Ok(seat);
-        }
-        // The user's last session left just now, and its tap with it.
-        let messages = self.subscribe(user).await?;
-        self.sit_down(user, device, now, Some(messages))?.ok_or(Error::Full)
+        let seat = self.sit_down(user, device, now)?;
+        // Even if the user had a tap before: it may have been asked for just now.
+        self.tap.confirmed().await?;
+        Ok(seat)
     }
 
-    async fn subscribe(&self, user: &UserId) -> Result<Subscriber, Error> {
-        let messages = self.client.subscribe(subject::live(user)).await;
-        messages.map_err(Error::broker("subscribe to a user's events"))
-    }
-
-    /// Enters a session; `messages` become the user's tap unless there is one. `None` if there is none at all.
-    fn sit_down(
-        &self,
-        user: &UserId,
-        device: &DeviceId,
-        now: i64,
-        messages: Option<Subscriber>,
-    ) -> Result<Option<Seat>, Error> {
+    fn sit_down(&self, user: &UserId, device: &DeviceId, now: i64) -> Result<Seat, Error> {
         let mut sessions = self.sessions();
         if sessions.by_id.len() >= self.max_sessions {
             return Err(Error::Full);
         }
         let (id, inbox) = (sessions.next_id, Arc::new(Inbox::new(INBOX)));
-        let session = Session { id, device: device.clone(), opened_at: now, inbox: inbox.clone() };
-        match (sessions.by_user.get_mut(user), messages) {
-            (Some(entry), _) => entry.sessions.push(session),
-            (None, Some(messages)) => {
-                let tap = CancellationToken::new();
-                tokio::spawn(self.clone().tap(user.clone(), messages, tap.clone()));
-                sessions.by_user.insert(user.clone(), User { sessions: vec![session], tap });
-            }
-            (None, None) => return Ok(None),
-        }
         sessions.next_id += 1;
+        let session = Session { id, device: device.clone(), opened_at: now, inbox: inbox.clone() };
+        if let Some(entry) = sessions.by_user.get_mut(user) {
+            entry.sessions.push(session);
+        } else {
+            // A tap is named after its user's first session.
+            self.tap.subscribe(id, &subject::live(user));
+            sessions.by_tap.insert(id, user.clone());
+            sessions.newcomers.push(user.clone());
+            sessions.by_user.insert(user.clone(), User { tap: id, sessions: vec![session] });
+        }
         sessions.by_id.insert(id, inbox.clone());
-        Ok(Some(Seat { registry: self.clone(), user: user.clone(), id, inbox }))
+        Ok(Seat { registry: self.clone(), user: user.clone(), id, inbox })
     }
 
-    async fn tap(self, user: UserId, mut messages: Subscriber, stop: CancellationToken) {
-        loop {
-            let message = tokio::select! {
-                () = stop.cancelled() => return,
-                message = messages.next() => message,
-            };
-            let Some(message) = message else { return };
-            self.deliver(&user, message);
+    /// All taps: number and subject.
+    pub fn for_each_tap(&self, mut each: impl FnMut(u64, &str)) {
+        for (tap, user) in &self.sessions().by_tap {
+            each(*tap, &subject::live(user));
         }
     }
 
-    fn deliver(&self, user: &UserId, message: Message) {
-        let sequence = message.headers.as_ref().and_then(|headers| {
-            let id = header::number(headers, async_nats::header::NATS_SEQUENCE)?;
-            Some((
-                EventId(id),
-                EventId(header::number(headers, async_nats::header::NATS_LAST_SEQUENCE)?),
-            ))
-        });
-        if let Some((id, prev)) = sequence {
-            let _entered = delivery_span(id, message.headers.as_ref()).entered();
-            let origin = message.headers.as_ref().map(Origin::of).unwrap_or_default();
-            self.to_user(user, |_| {
-                Some(Delivery::Live { id, prev, body: message.payload.clone(), origin })
-            });
+    /// Takes what has come through a tap.
+    pub fn deliver(&self, tap: u64, headers: &str, payload: &[u8]) {
+        let number = |name: &str| protocol::header(headers, name)?.parse().ok().map(EventId);
+        if let Some(id) = number("Nats-Sequence")
+            && let Some(prev) = number("Nats-Last-Sequence")
+        {
+            let traceparent = protocol::header(headers, header::TRACEPARENT);
+            let _entered = delivery_span(id, traceparent).entered();
+            let origin = Origin::of(protocol::header(headers, MESSAGE_ID), traceparent);
+            // Copied: the connection's buffer must not be kept for as long as a session takes.
+            let body = Bytes::copy_from_slice(payload);
+            self.to_tap(tap, |_| Some(Delivery::Live { id, prev, body: body.clone(), origin }));
             return;
         }
-        match serde_json::from_slice::<Signal>(&message.payload) {
+        match serde_json::from_slice::<Signal>(payload) {
             Ok(Signal::Frame(frame)) => {
                 let frame = Utf8Bytes::from(String::from(Box::<str>::from(frame)));
-                self.to_user(user, |_| Some(Delivery::Frame(frame.clone())));
+                self.to_tap(tap, |_| Some(Delivery::Frame(frame.clone())));
             }
-            Ok(Signal::Opened { device, at, gateway, session }) => self.to_user(user, |own| {
+            Ok(Signal::Opened { device, at, gateway, session }) => self.to_tap(tap, |own| {
                 let other = (at, gateway.as_str(), session);
                 let is_older = (own.opened_at, &*self.gateway, own.id) < other;
                 (own.device == device && is_older).then_some(Delivery::Close(
@@ -185,14 +172,14 @@ impl Registry {
         }
     }
 
+    fn to_tap(&self, tap: u64, delivery: impl Fn(&Session) -> Option<Delivery>) {
+        let sessions = self.sessions();
+        let user = sessions.by_tap.get(&tap).and_then(|user| sessions.by_user.get(user));
+        user.into_iter().for_each(|user| user.leave(&delivery));
+    }
+
     fn to_user(&self, user: &UserId, delivery: impl Fn(&Session) -> Option<Delivery>) {
-        if let Some(entry) = self.sessions().by_user.get(user) {
-            for session in &entry.sessions {
-                if let Some(delivery) = delivery(session) {
-                    session.inbox.push(delivery);
-                }
-            }
-        }
+        self.sessions().by_user.get(user).into_iter().for_each(|user| user.leave(&delivery));
     }
 
     /// Tells a user's sessions where its log ends.
@@ -216,11 +203,19 @@ impl Registry {
     }
 }
 
-/// The span of an event's delivery, if what caused the event is traced.
-fn delivery_span(id: EventId, headers: Option<&HeaderMap>) -> tracing::Span {
-    if headers.is_none_or(|headers| headers.get(header::TRACEPARENT).is_none()) {
-        return tracing::Span::none();
+impl User {
+    fn leave(&self, delivery: &impl Fn(&Session) -> Option<Delivery>) {
+        for session in &self.sessions {
+            if let Some(delivery) = delivery(session) {
+                session.inbox.push(delivery);
+            }
+        }
     }
+}
+
+/// The span of an event's delivery, if what caused the event is traced.
+fn delivery_span(id: EventId, traceparent: Option<&str>) -> tracing::Span {
+    let Some(traceparent) = traceparent else { return tracing::Span::none() };
     let span = tracing::info_span!(
         "deliver event",
         otel.kind = "consumer",
@@ -228,7 +223,7 @@ fn delivery_span(id: EventId, headers: Option<&HeaderMap>) -> tracing::Span {
         messaging.operation.name = "deliver",
         event.id = id.0,
     );
-    telemetry::set_parent(&span, headers);
+    telemetry::continue_trace(&span, traceparent);
     span
 }
 
@@ -239,8 +234,10 @@ impl Drop for Seat {
         if let Some(entry) = sessions.by_user.get_mut(&self.user) {
             entry.sessions.retain(|session| session.id != self.id);
             if entry.sessions.is_empty() {
-                entry.tap.cancel();
+                let tap = entry.tap;
                 sessions.by_user.remove(&self.user);
+                sessions.by_tap.remove(&tap);
+                self.registry.tap.unsubscribe(tap);
             }
         }
     }

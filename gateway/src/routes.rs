@@ -45,7 +45,9 @@ pub fn router(app: App) -> Router {
 async fn ready(State(app): State<App>) -> (StatusCode, &'static str) {
     if app.shared.drain.is_cancelled() {
         (StatusCode::SERVICE_UNAVAILABLE, "draining\n")
-    } else if app.shared.client.connection_state() != connection::State::Connected {
+    } else if app.shared.client.connection_state() != connection::State::Connected
+        || !app.shared.tap.is_connected()
+    {
         (StatusCode::SERVICE_UNAVAILABLE, "no connection to NATS\n")
     } else {
         (StatusCode::OK, "ready\n")

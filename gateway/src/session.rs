@@ -37,6 +37,7 @@ use crate::{
     presence::Presence,
     publisher::Publisher,
     registry::{Registry, Seat},
+    tap::Tap,
     waiting::{Share, Waiting},
 };
 
@@ -72,6 +73,8 @@ pub struct Shared {
     pub waiting: Waiting,
     /// Where sessions are found.
     pub registry: Registry,
+    /// The connection for live events.
+    pub tap: Arc<Tap>,
     /// Who is told that users come and go.
     pub presence: Presence,
     /// Whom to tell.
@@ -131,7 +134,9 @@ where
             metrics.logins.inc(Login::Accepted);
             let (counted, unacked) = (metrics.connections.one(Stage::Open), metrics.unacked.part());
             let waiting = shared.waiting.share();
-            let session = Session {
+            let tasks = shared.tasks.clone();
+            // Boxed: a task keeps what it was given, and once more what becomes of it.
+            let session = Box::new(Session {
                 shared,
                 identity,
                 socket,
@@ -141,8 +146,7 @@ where
                 unacked,
                 counted,
                 is_present: true,
-            };
-            let tasks = session.shared.tasks.clone();
+            });
             tasks.spawn(session.run());
         }
         Err(error) => {
@@ -192,7 +196,7 @@ impl Shared {
 type Closing = Option<(CloseCode, String)>;
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
-    async fn run(mut self) {
+    async fn run(mut self: Box<Self>) {
         let closing = self.serve().await;
         // Boxed, so that a session that lives does not keep room for its end.
         Box::pin(self.end(closing)).await;
@@ -373,7 +377,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         }
     }
 
-    async fn end(mut self, closing: Closing) {
+    async fn end(mut self: Box<Self>, closing: Closing) {
         let metrics = self.shared.metrics.clone();
         metrics.closed.inc(closing.as_ref().map_or(Close::Gone, |(code, _)| (*code).into()));
         self.counted = metrics.connections.one(Stage::Closing);

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use async_nats::{Client, ConnectError, ConnectOptions, Event};
+use async_nats::{Client, ConnectError, ConnectOptions, Event, ServerAddr};
 
 /// Where NATS is and how to be let in.
 #[derive(Debug, Clone, clap::Args)]
@@ -55,6 +55,19 @@ pub enum Error {
     },
 }
 
+impl BrokerArgs {
+    /// The servers of `--nats-url`.
+    ///
+    /// # Errors
+    /// [`Error::Url`].
+    pub fn servers(&self) -> Result<Vec<ServerAddr>, Error> {
+        let servers = self.nats_url.split(',').map(|url| url.trim().parse());
+        servers
+            .collect::<Result<_, _>>()
+            .map_err(|source| Error::Url { url: self.nats_url.clone(), source })
+    }
+}
+
 /// The longest pause between two tries to reconnect.
 const RECONNECT_CAP: Duration = Duration::from_secs(4);
 
@@ -90,14 +103,8 @@ pub async fn connect(args: &BrokerArgs, name: &str, inbox: &str) -> Result<Clien
     if let Some(path) = &args.nats_ca {
         options = options.add_root_certificates(path.clone()).require_tls(true);
     }
-    let servers = args
-        .nats_url
-        .split(',')
-        .map(|url| url.trim().parse::<async_nats::ServerAddr>())
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|source| Error::Url { url: args.nats_url.clone(), source })?;
     options
-        .connect(servers)
+        .connect(args.servers()?)
         .await
         .map_err(|source| Error::Connect { url: args.nats_url.clone(), source })
 }
@@ -117,7 +124,8 @@ const FLUSH: Duration = Duration::from_secs(2);
 /// How many messages a subscription may hold before more are dropped as `SlowConsumer`.
 const SUBSCRIPTION_CAPACITY: usize = 16 * 1024;
 
-fn reconnect_delay(attempts: usize) -> Duration {
+/// How long to wait before the next try to connect, after so many in vain.
+pub fn reconnect_delay(attempts: usize) -> Duration {
     let exponent = u32::try_from(attempts).unwrap_or(u32::MAX).min(6);
     let ceiling =
         Duration::from_millis(50).saturating_mul(2_u32.saturating_pow(exponent)).min(RECONNECT_CAP);

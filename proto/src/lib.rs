@@ -14,6 +14,7 @@ pub mod id;
 pub mod instance;
 pub mod metrics;
 pub mod payload;
+pub mod runtime;
 pub mod signal;
 pub mod subject;
 pub mod telemetry;

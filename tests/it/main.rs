@@ -40,6 +40,7 @@ mod k8s_manifests;
 mod k8s_nats;
 mod k8s_postgres;
 mod k8s_roll;
+mod load;
 mod metrics;
 mod overload;
 mod presence;

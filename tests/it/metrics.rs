@@ -76,6 +76,7 @@ async fn a_scrape_tells_what_was_done() -> Result<()> {
     expect(&sender, "herald_gateway_logins_total", &[("outcome", "accepted")], 1.0);
     expect(&sender, "herald_gateway_open_requests", &[], 0.0);
     expect(&sender, "herald_nats_connected", &[], 1.0);
+    expect(&sender, "herald_gateway_tap_connected", &[], 1.0);
 
     let recipient = Scrape::of(cluster.gateways[1].metrics).await?;
     expect(&recipient, "herald_gateway_events_total", &[("path", "live")], 3.0);

@@ -19,6 +19,7 @@ use herald_gateway::{
     publisher::Publisher,
     registry::Registry,
     session::{self, Identity, Shared, Socket},
+    tap::{Tap, dial::Dialer},
     waiting::Waiting,
 };
 use herald_proto::{DeviceId, UserId, topology::Topology};
@@ -33,11 +34,19 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// A session on a pipe that holds `bytes`, and the client's end of it.
 async fn session(cluster: &Cluster, bytes: usize) -> Result<WebSocketStream<DuplexStream>> {
-    let config = Config::try_parse_from(["herald-gateway", "--insecure-auth"])?;
+    let url = cluster.broker.url();
+    let config = Config::try_parse_from(["herald-gateway", "--insecure-auth", "--nats-url", &url])?;
     let client = async_nats::connect(cluster.broker.url()).await?;
     let context = jetstream::new(client.clone());
     let topology = Topology { partitions: 8, event_streams: 1 };
     let gateway: Arc<str> = "in-memory".into();
+    let tap = Arc::new(Tap::new());
+    let registry = Registry::new(tap.clone(), gateway.clone(), 10);
+    let dialer = Dialer::new(&config.broker, "tap".into())?;
+    tokio::spawn({
+        let (tap, registry) = (tap.clone(), registry.clone());
+        async move { tap.run(dialer, registry, CancellationToken::new()).await }
+    });
     let shared = Arc::new(Shared {
         gateway: gateway.clone(),
         limits: Arc::new(config.limits.clone()),
@@ -56,7 +65,8 @@ async fn session(cluster: &Cluster, bytes: usize) -> Result<WebSocketStream<Dupl
         metrics: Arc::default(),
         door: Arc::new(Door::new(&config.limits, Instant::now())),
         waiting: Waiting::new(16),
-        registry: Registry::new(client.clone(), gateway, 10),
+        registry,
+        tap,
         presence: Presence::new(config.grace),
         contacts: Contacts::new(client),
         drain: CancellationToken::new(),

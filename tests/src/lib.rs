@@ -4,11 +4,13 @@
 //! [`Process`] a real child that a fault test ends with SIGKILL. Whatever is started here is ended and swept away
 //! with the value that stands for it, and also if this process dies without a word.
 
+pub mod allocations;
 pub mod broker;
 pub mod chaos;
 pub mod child;
 pub mod client;
 pub mod cluster;
+pub mod consumers;
 pub mod database;
 pub mod eventually;
 pub mod fleet;

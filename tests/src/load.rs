@@ -2,23 +2,39 @@
 //! keeps its promises.
 //!
 //! What is judged is pure and apart from what is sent and received: [`ledger`] and [`arrivals`] say what was lost, doubled
-//! or out of order, [`pace`] when to send, [`stats`] what counts.
+//! or out of order, [`pace`] when to send, [`stats`] what counts. Each mode has a file: [`traffic`], [`idle`], [`storm`],
+//! [`comeback`], [`backlog`], [`growth`]; [`aside`] lets a chat go on beside the others.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 pub mod args;
 pub mod arrivals;
+pub mod aside;
+pub mod audit;
+pub mod backlog;
+pub mod chat;
+pub mod comeback;
+pub mod compare;
 pub mod connection;
+pub mod crowd;
 pub mod faults;
+pub mod files;
+pub mod fill;
+pub mod growth;
+pub mod history;
 pub mod idle;
 pub mod ledger;
+pub mod listener;
+pub mod login;
 pub mod pace;
 pub mod parts;
 pub mod recipient;
 pub mod report;
+pub mod returner;
 pub mod sender;
 pub mod shared;
 pub mod stats;
+pub mod storm;
 pub mod traffic;
 pub mod usage;
 pub mod wire;
@@ -33,21 +49,10 @@ use usage::Watched;
 /// # Errors
 /// If nothing could be measured: something did not start, nobody was let in, or a measured process is gone.
 pub async fn run(args: &Args) -> Result<Report> {
-    let parts = if args.url.is_empty() { Some(Box::pin(Parts::start(args)).await?) } else { None };
-    let urls = parts.as_ref().map_or(args.url.as_slice(), Parts::urls);
-    let mut watched = match &parts {
-        Some(parts) => parts.watched(),
-        None => args
-            .gateway_pid
-            .iter()
-            .map(|pid| Watched::new(format!("gateway {pid}"), *pid))
-            .collect(),
-    };
-    watched.push(Watched::new("load", std::process::id()));
-    let outcome = match args.mode {
-        Mode::Idle => Outcome::Idle(idle::run(args, urls, &watched).await?),
-        Mode::Cycle | Mode::New => Outcome::Traffic(traffic::run(args, urls, &watched).await?),
-    };
+    files::allow(args.most_connections())?;
+    let mut parts =
+        if args.url.is_empty() { Some(Box::pin(Parts::start(args)).await?) } else { None };
+    let outcome = measure(args, parts.as_mut()).await?;
     let notes = match parts {
         Some(parts) => parts.stop().await?,
         None => Vec::new(),
@@ -58,4 +63,42 @@ pub async fn run(args: &Args) -> Result<Report> {
             .with_context(|| format!("writing {}", file.display()))?;
     }
     Ok(report)
+}
+
+async fn measure(args: &Args, parts: Option<&mut Parts>) -> Result<Outcome> {
+    let urls = parts.as_ref().map_or(args.url.as_slice(), |parts| parts.urls()).to_vec();
+    let watched = watched(args, parts.as_deref());
+    Ok(match args.mode {
+        Mode::Cycle | Mode::New => Outcome::Traffic(traffic::run(args, &urls, &watched).await?),
+        Mode::Idle => Outcome::Idle(idle::run(args, &urls, &watched).await?),
+        Mode::Storm => Outcome::Measured(storm::run(args, &urls, &watched).await?),
+        Mode::Reconnect | Mode::CatchUp => {
+            Outcome::Measured(comeback::run(args, &urls, &watched).await?)
+        }
+        Mode::Backlog => {
+            let parts =
+                parts.context("--mode backlog stops workers: it can't be used with --url")?;
+            Outcome::Measured(Box::pin(backlog::run(args, parts, &watched)).await?)
+        }
+        Mode::GrowthUsers => Outcome::Measured(growth::users(args, &urls, &watched).await?),
+        Mode::GrowthChat => {
+            let Some(database_url) =
+                parts.as_ref().map(|parts| parts.database_url()).or(args.database_url.as_deref())
+            else {
+                bail!("--mode growth-chat fills the database: with --url it needs --database-url");
+            };
+            Outcome::Measured(growth::chat(args, &urls, &watched, database_url).await?)
+        }
+    })
+}
+
+/// The processes to be measured, and this one.
+fn watched(args: &Args, parts: Option<&Parts>) -> Vec<Watched> {
+    let gateway = |pid: &u32| Watched::new(format!("gateway {pid}"), *pid);
+    let mut watched = match parts {
+        Some(parts) => parts.watched(),
+        None => args.gateway_pid.iter().map(gateway).collect(),
+    };
+    watched.push(Watched::new("load", std::process::id()));
+    watched
 }

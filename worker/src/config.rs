@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use herald_proto::{broker::BrokerArgs, metrics::otlp::OtlpArgs};
+use herald_proto::{broker::BrokerArgs, metrics::otlp::OtlpArgs, runtime::RuntimeArgs};
 
 /// Herald's worker: stores messages, counts what is missed, publishes events.
 #[derive(Debug, Parser)]
@@ -12,6 +12,9 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+    /// The machine.
+    #[command(flatten)]
+    pub runtime: RuntimeArgs,
     /// What to log, as tracing `EnvFilter` directives.
     #[arg(long, env = "HERALD_LOG", default_value = "info", global = true)]
     pub log: String,

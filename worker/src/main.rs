@@ -13,9 +13,12 @@ use herald_worker::{
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
+    cli.runtime.clone().run(run(cli)).context("start the runtime")?
+}
+
+async fn run(cli: Cli) -> anyhow::Result<()> {
     let format = match cli.log_format {
         LogFormat::Pretty => telemetry::LogFormat::Pretty,
         LogFormat::Json => telemetry::LogFormat::Json,

@@ -9,9 +9,11 @@ use herald_proto::UserId;
 use sea_orm::{
     ColumnTrait, Condition, ConnectOptions, ConnectionTrait, DatabaseConnection, DbBackend, DbErr,
     EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect, Statement,
+    sqlx::{Postgres, pool::PoolConnection},
 };
 use sea_orm_migration::MigratorTrait;
 use serde::Serialize;
+use tokio::sync::Mutex;
 
 mod commit;
 pub mod entity;
@@ -36,6 +38,9 @@ use sql::Sql;
 pub struct Store {
     /// The pool; another one takes its place when its connections hang.
     pool: Arc<RwLock<DatabaseConnection>>,
+    /// PostgreSQL's connection that commits, kept: one that goes back to the pool is tested there, which costs a
+    /// round trip and wakes two processes.
+    writer: Arc<Mutex<Option<PoolConnection<Postgres>>>>,
     options: Arc<ConnectOptions>,
     sql: Arc<Sql>,
 }
@@ -53,7 +58,12 @@ impl Store {
         let db = sea_orm::Database::connect(options.clone()).await?;
         let sql = Arc::new(Sql::new(db.get_database_backend()));
         options.connect_lazy(true);
-        Ok(Self { pool: Arc::new(RwLock::new(db)), options: Arc::new(options), sql })
+        Ok(Self {
+            pool: Arc::new(RwLock::new(db)),
+            writer: Arc::default(),
+            options: Arc::new(options),
+            sql,
+        })
     }
 
     fn db(&self) -> DatabaseConnection {
@@ -151,7 +161,15 @@ impl Store {
         let db = self.db();
         self.within_deadline(async {
             if db.get_database_backend() == DbBackend::Postgres {
-                changes.write_to_postgres(&db, &self.sql).await
+                let mut writer = self.writer.lock().await;
+                // Taken out: one that fails, or is not waited for, is not used again.
+                let mut connection = match writer.take() {
+                    Some(connection) => connection,
+                    None => commit::writer(&db).await?,
+                };
+                changes.write_to_postgres(&mut connection, &self.sql).await?;
+                *writer = Some(connection);
+                Ok(())
             } else {
                 changes.write_to_sqlite(&db, &self.sql).await
             }

@@ -123,7 +123,9 @@ impl Known {
                 ensure!(is_known, "{metric} has no label {name}");
                 let values = self.0.get(metric).and_then(|labels| labels.get(name));
                 let is_there = match op {
-                    MatchOp::Equal | MatchOp::NotEqual => values.is_none_or(|all| all.contains(value)),
+                    MatchOp::Equal | MatchOp::NotEqual => {
+                        values.is_none_or(|all| all.contains(value))
+                    }
                     MatchOp::Re(pattern) | MatchOp::NotRe(pattern) => {
                         values.is_none_or(|all| all.iter().any(|value| pattern.is_match(value)))
                     }
@@ -220,7 +222,8 @@ fn queries(manifests: &Manifests) -> Result<Vec<Query>> {
         for variable in list(&dashboard, "/templating/list") {
             let asked = text(variable, "/query/query");
             if let Some(inner) = asked.strip_prefix("label_values(") {
-                let (metric, label) = inner.trim_end_matches(')').split_once(", ").context("two")?;
+                let (metric, label) =
+                    inner.trim_end_matches(')').split_once(", ").context("two")?;
                 let place = format!("{file}: ${}", text(variable, "/name"));
                 queries.push(Query { place, text: format!("sum by ({label}) ({metric})") });
             }
@@ -239,7 +242,9 @@ fn queries(manifests: &Manifests) -> Result<Vec<Query>> {
         }
     }
     for query in &mut queries {
-        for (variable, value) in [("$__rate_interval", "5m"), ("$namespace", "x"), ("$database", "x")] {
+        for (variable, value) in
+            [("$__rate_interval", "5m"), ("$namespace", "x"), ("$database", "x")]
+        {
             query.text = query.text.replace(variable, value);
         }
     }

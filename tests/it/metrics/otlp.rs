@@ -72,7 +72,9 @@ impl Received {
             let count = stream.read(&mut some).await?;
             ensure!(count > 0, "the connection ended");
             bytes.extend_from_slice(&some[..count]);
-            let Some(head) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else { continue };
+            let Some(head) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else {
+                continue;
+            };
             let text = String::from_utf8(bytes[..head].to_vec())?.to_lowercase();
             let length = text.lines().find_map(|line| line.strip_prefix("content-length: "));
             let body = &bytes[head + 4..];
@@ -128,8 +130,7 @@ async fn a_collector_gets_them(received: Received, flags: [&str; 4]) -> Result<(
     user1.request("new", new).await?;
     super::take(&mut user2, "new").await?;
     eventually("a collector has it all", PATIENCE, async || {
-        let ack =
-            received.newest("herald-gateway", "herald_gateway_ack_duration_seconds")?;
+        let ack = received.newest("herald-gateway", "herald_gateway_ack_duration_seconds")?;
         let point = histogram(&ack)?;
         ensure!((ack.unit.as_str(), point.count) == ("s", 1), "{point:?}");
         ensure!(point.bucket_counts.len() == point.explicit_bounds.len() + 1);

@@ -2,23 +2,19 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Parser;
-use herald_tests::load::{self, args::Args};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use herald_tests::load::{self, args::Args, compare::Comparison};
 
 // One thread: it shares the machine with what it measures.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<ExitCode> {
     let args = Args::parse();
-    allow_many_files()?;
+    if let [before, after] = args.compare.as_slice() {
+        println!("{}", Comparison::read(before, after)?);
+        return Ok(ExitCode::SUCCESS);
+    }
     let report = Box::pin(load::run(&args)).await?;
     println!("{report}");
     Ok(if report.clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// A connection is a file, here and in the gateways, which inherit the limit.
-fn allow_many_files() -> Result<()> {
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, most, most).context("raising the limit of open files")
 }

@@ -1,6 +1,6 @@
 //! The load generator's flags.
 
-use std::{path::PathBuf, time::Duration};
+use std::{num::NonZeroU32, path::PathBuf, time::Duration};
 
 use clap::{Parser, ValueEnum};
 
@@ -62,6 +62,9 @@ pub struct Args {
     /// Seconds under load before measuring begins.
     #[arg(long, default_value = "2", value_parser = seconds)]
     pub warmup: Duration,
+    /// On how many devices each recipient is connected: each gets every event. The cost is then told per event too.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub devices: u16,
     /// Bytes of a message's text.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=60_000))]
     pub size: u32,
@@ -69,18 +72,71 @@ pub struct Args {
     /// --request-timeout, or what they give up looks unanswered.
     #[arg(long, default_value = "15", value_parser = seconds)]
     pub patience: Duration,
-    /// How many connections `--mode idle` opens.
+    /// How many connections `idle`, `storm`, `reconnect` and `catch-up` open.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub connections: u32,
-    /// How many logins are under way at once.
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096))]
-    pub logins: u16,
+    /// How many logins are under way at once. [default: 64; `storm` 256; `reconnect` all]
+    #[arg(long)]
+    pub logins: Option<NonZeroU32>,
+    /// How many events wait for each device in `reconnect` and `catch-up`.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub events: u32,
+    /// How many requests wait for the workers in `backlog`, in the chats of --pairs.
+    #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub frames: u32,
+    /// How many requests of `backlog` lie in a message, as gateways bundle them under load.
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub bundle: u16,
+    /// What grows in `growth-users` (connected users) and `growth-chat` (messages in the chat).
+    /// [default: 100,1000,10000; 1000,10000,100000,1000000]
+    #[arg(long, value_delimiter = ',')]
+    pub steps: Vec<u32>,
+    /// The database of the gateways at --url, which `growth-chat` fills.
+    #[arg(long, requires = "url")]
+    pub database_url: Option<String>,
     /// Seconds that `--mode idle` waits before it measures.
     #[arg(long, default_value = "5", value_parser = seconds)]
     pub settle: Duration,
     /// Writes the result to this file as JSON too.
     #[arg(long)]
     pub json: Option<PathBuf>,
+    /// Does nothing but compare two results that `--json` has written.
+    #[arg(long, num_args = 2, value_names = ["BEFORE", "AFTER"], exclusive = true)]
+    pub compare: Vec<PathBuf>,
+}
+
+impl Args {
+    /// How many logins are under way at once.
+    pub fn logins(&self) -> usize {
+        let default = match self.mode {
+            Mode::Reconnect => self.connections,
+            Mode::Storm => 256,
+            _ => 64,
+        };
+        let logins = self.logins.map_or(default, NonZeroU32::get);
+        usize::try_from(logins).unwrap_or(usize::MAX)
+    }
+
+    /// What grows.
+    pub fn steps(&self) -> Vec<u32> {
+        match self.mode {
+            _ if !self.steps.is_empty() => self.steps.clone(),
+            Mode::GrowthChat => vec![1000, 10_000, 100_000, 1_000_000],
+            _ => vec![100, 1000, 10_000],
+        }
+    }
+
+    /// The most connections that are open at once, here and at the gateways.
+    pub fn most_connections(&self) -> u32 {
+        let chat = self.pairs.saturating_mul(1 + u32::from(self.devices));
+        match self.mode {
+            Mode::Cycle | Mode::New | Mode::GrowthChat => chat,
+            Mode::Idle => self.connections,
+            Mode::Storm | Mode::Reconnect | Mode::CatchUp => self.connections.saturating_add(chat),
+            Mode::GrowthUsers => self.steps().into_iter().max().unwrap_or(0),
+            Mode::Backlog => 0,
+        }
+    }
 }
 
 /// What to do.
@@ -92,6 +148,19 @@ pub enum Mode {
     New,
     /// Connections that do nothing.
     Idle,
+    /// Many users come in; with --rate while --pairs chat.
+    Storm,
+    /// Many devices, for each of which events wait, lose their connections at once and come back; with --rate while
+    /// --pairs chat.
+    Reconnect,
+    /// Many devices come back after they were away, and take what has come meanwhile; with --rate while --pairs chat.
+    CatchUp,
+    /// A worker starts, and many stored requests wait for it.
+    Backlog,
+    /// The cost of a message when more and more users are connected and all of them chat, at --rate (2000 unless given).
+    GrowthUsers,
+    /// The cost of a message when more and more messages lie in the chat, at --rate (500 unless given).
+    GrowthChat,
 }
 
 /// A database to start.

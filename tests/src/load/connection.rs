@@ -1,10 +1,13 @@
 //! A client's connection, as cheap as it can be: small buffers, many frames a write, many frames a wake-up.
 
-use std::time::Duration;
+use std::{fmt, net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use futures::{FutureExt as _, SinkExt as _, StreamExt as _};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    net::{TcpSocket, TcpStream, lookup_host},
+    time::timeout,
+};
 use tokio_tungstenite::{
     WebSocketStream, client_async_with_config,
     tungstenite::{
@@ -14,7 +17,10 @@ use tokio_tungstenite::{
     },
 };
 
-use super::wire::{self, Answered, Frame};
+use super::{
+    login::Login,
+    wire::{self, Answered, Frame},
+};
 
 /// How long a login may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -44,29 +50,45 @@ impl Ended {
 }
 
 impl Connection {
-    /// Connects the user to a gateway in insecure mode, and waits until the session has begun: from then on no event is
-    /// missed. `url` is `ws://host:port/path`; the user's name must need no escapes.
+    /// Connects the user's device `default` to a gateway in insecure mode, as [`begin`](Self::begin) does. `url` is
+    /// `ws://host:port/path`; the user's name must need no escapes.
     ///
     /// # Errors
-    /// If the user is not let in within 30 s.
+    /// As [`begin`](Self::begin).
     pub async fn login(url: &str, user: &str) -> Result<Self> {
-        timeout(PATIENCE, Box::pin(open(url, user)))
+        Self::begin(&Login::new(url, user, "default")).await
+    }
+
+    /// Connects a user's device, as [`open`](Self::open) does.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn connect(url: &str, user: &str, device: &str) -> Result<Self> {
+        Self::open(&Login::new(url, user, device)).await
+    }
+
+    /// Comes in, and waits until the session has begun: from then on no event is missed.
+    ///
+    /// # Errors
+    /// If there is no session within 30 s; an [`Ended`] if the gateway has ended it.
+    pub async fn begin(login: &Login) -> Result<Self> {
+        timeout(PATIENCE, Box::pin(begin(login)))
             .await
             .context("not within 30 s")
             .flatten()
-            .with_context(|| format!("connecting {user} to {url}"))
+            .with_context(|| login.to_string())
     }
 
-    /// Connects a user's device, and waits for nothing more than the handshake.
+    /// Comes in, and waits for nothing more than the handshake.
     ///
     /// # Errors
     /// If there is no handshake within 30 s.
-    pub async fn connect(url: &str, user: &str, device: &str) -> Result<Self> {
-        timeout(PATIENCE, Box::pin(shake_hands(format!("{url}?userId={user}&deviceId={device}"))))
+    pub async fn open(login: &Login) -> Result<Self> {
+        timeout(PATIENCE, Box::pin(shake_hands(login)))
             .await
             .context("not within 30 s")
             .flatten()
-            .with_context(|| format!("connecting {device} of {user} to {url}"))
+            .with_context(|| login.to_string())
     }
 
     /// Waits for frames and adds all that have come to `batch`. Dropping the future loses nothing.
@@ -118,6 +140,14 @@ impl Connection {
     }
 }
 
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.why)
+    }
+}
+
+impl std::error::Error for Ended {}
+
 impl From<tungstenite::Error> for Ended {
     fn from(error: tungstenite::Error) -> Self {
         Self::new(error.to_string())
@@ -131,28 +161,37 @@ fn closed(frame: CloseFrame) -> Ended {
     Ended { why: format!("closed: {code} {reason}"), retry_after }
 }
 
-async fn shake_hands(url: String) -> Result<Connection> {
-    let request = url.into_client_request()?;
+async fn shake_hands(login: &Login) -> Result<Connection> {
+    let Login { url, user, device, source } = login;
+    let request = format!("{url}?userId={user}&deviceId={device}").into_client_request()?;
     let uri = request.uri();
     if uri.scheme_str() != Some("ws") {
         bail!("only ws:// is supported");
     }
     let host = uri.host().context("no host")?.trim_start_matches('[').trim_end_matches(']');
-    let stream = TcpStream::connect((host, uri.port_u16().unwrap_or(80))).await?;
+    let at = (host, uri.port_u16().unwrap_or(80));
+    let stream = match source {
+        None => TcpStream::connect(at).await?,
+        Some(source) => {
+            let to = lookup_host(at).await?.find(|to| to.is_ipv4() == source.is_ipv4());
+            let socket = if source.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+            socket.bind(SocketAddr::new(*source, 0))?;
+            socket.connect(to.context("no address of the source's kind")?).await?
+        }
+    };
     stream.set_nodelay(true)?;
     let config = WebSocketConfig::default().read_buffer_size(4096).write_buffer_size(16 * 1024);
     let (socket, _) = client_async_with_config(request, stream, Some(config)).await?;
     Ok(Connection { socket })
 }
 
-async fn open(url: &str, user: &str) -> Result<Connection> {
-    let mut connection = shake_hands(format!("{url}?userId={user}")).await?;
+async fn begin(login: &Login) -> Result<Connection> {
+    let mut connection = shake_hands(login).await?;
     // An ack of nothing: its answer shows that the session is under way.
-    let ended = |ended: Ended| anyhow::anyhow!(ended.why);
-    connection.send(&mut vec![wire::ack(0)]).await.map_err(ended)?;
+    connection.send(&mut vec![wire::ack(0)]).await?;
     let mut batch = Vec::new();
     loop {
-        connection.receive(&mut batch).await.map_err(ended)?;
+        connection.receive(&mut batch).await?;
         for text in batch.drain(..) {
             let frame: Frame<'_> =
                 serde_json::from_str(&text).with_context(|| format!("the frame {text}"))?;

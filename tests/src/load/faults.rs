@@ -34,6 +34,8 @@ faults! {
     lost_receipts: "lost: receipt never came",
     /// Requests that were never answered.
     unanswered: "never answered",
+    /// Messages that were answered and are not in the database.
+    unstored: "lost: answered, not in the database",
     /// Messages that came again under another event id or message id.
     duplicate_messages: "duplicate: message under two events",
     /// Receipts that covered nothing new.

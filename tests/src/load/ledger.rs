@@ -49,6 +49,7 @@ pub struct Ledger {
     at_recipient: Arrivals,
     last_arrived: u64,
     last_received: u64,
+    arrivals: u64,
     completed: u64,
     /// Acks and reports that were sent, less those that were answered.
     owed: i64,
@@ -68,10 +69,17 @@ impl Ledger {
             at_recipient: Arrivals::default(),
             last_arrived: 0,
             last_received: 0,
+            arrivals: 0,
             completed: 0,
             owed: 0,
             faults: Faults::default(),
         }
+    }
+
+    /// The ledger of a chat in which the sender has written that many messages before.
+    #[must_use]
+    pub fn after(self, messages: u64) -> Self {
+        Self { last_arrived: messages, last_received: messages, ..self }
     }
 
     /// How many messages are not complete.
@@ -140,6 +148,7 @@ impl Ledger {
         if !self.at_recipient.take(place, &mut self.faults) {
             return None;
         }
+        self.arrivals += 1;
         let Arrival { key, message_id, missed, intact } = arrival;
         self.faults.altered += u64::from(!intact);
         self.faults.wrong_counts += u64::from(missed != Some(message_id));
@@ -198,6 +207,11 @@ impl Ledger {
                 self.finish(key);
             }
         }
+    }
+
+    /// How many messages have come to the recipient.
+    pub fn arrivals(&self) -> u64 {
+        self.arrivals
     }
 
     /// An event of another kind has come to the sender, which nothing explains.

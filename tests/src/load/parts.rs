@@ -36,6 +36,9 @@ pub struct Parts {
     urls: Vec<String>,
     broker: Broker,
     database: Store,
+    database_url: String,
+    /// What the workers are started from, and where each says that it is ready.
+    worker_programs: Vec<(Program, SocketAddr)>,
     logs: PathBuf,
     scratch: Option<TempDir>,
 }
@@ -83,7 +86,8 @@ impl Parts {
                 .args(&args.worker_flag);
             workers.push((program, address));
         }
-        let workers = start(workers).await?;
+        let worker_programs = workers;
+        let workers = start(worker_programs.clone()).await?;
         let (mut gateways, mut urls) = (Vec::new(), Vec::new());
         for number in 1..=args.gateways {
             let name = format!("herald-gateway-{number}");
@@ -96,7 +100,52 @@ impl Parts {
             urls.push(format!("ws://{address}/ws"));
         }
         let gateways = start(gateways).await?;
-        Ok(Self { gateways, workers, urls, broker, database, logs, scratch })
+        Ok(Self {
+            gateways,
+            workers,
+            urls,
+            broker,
+            database,
+            database_url,
+            worker_programs,
+            logs,
+            scratch,
+        })
+    }
+
+    /// Where the broker is.
+    pub fn broker_url(&self) -> String {
+        self.broker.url()
+    }
+
+    /// Where the database is.
+    pub fn database_url(&self) -> &str {
+        &self.database_url
+    }
+
+    /// Ends all workers, as Kubernetes would.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub async fn stop_workers(&mut self) -> Result<()> {
+        for mut worker in self.workers.drain(..) {
+            worker.shut_down(END).await?;
+        }
+        Ok(())
+    }
+
+    /// Starts all workers again, and waits until they are ready.
+    ///
+    /// # Errors
+    /// If one does not get ready; holds the end of its log.
+    pub async fn start_workers(&mut self) -> Result<()> {
+        self.workers = start(self.worker_programs.clone()).await?;
+        Ok(())
+    }
+
+    /// The workers, to be measured.
+    pub fn worker_processes(&self) -> Vec<Watched> {
+        self.workers.iter().map(watch).collect()
     }
 
     /// Where clients connect.
@@ -107,8 +156,7 @@ impl Parts {
     /// The processes to be measured.
     pub fn watched(&self) -> Vec<Watched> {
         let programs = self.gateways.iter().chain(&self.workers);
-        let mut watched: Vec<Watched> =
-            programs.map(|process| Watched::new(process.program().name(), process.pid())).collect();
+        let mut watched: Vec<Watched> = programs.map(watch).collect();
         watched.push(Watched::new("nats-server", self.broker.pid()));
         if let Store::Postgres(server) = &self.database {
             watched.push(Watched { with_children: true, ..Watched::new("postgres", server.pid()) });
@@ -145,6 +193,10 @@ impl Parts {
         }
         Ok(notes)
     }
+}
+
+fn watch(process: &Process) -> Watched {
+    Watched::new(process.program().name(), process.pid())
 }
 
 async fn database(kind: Kind) -> Result<(Store, String)> {

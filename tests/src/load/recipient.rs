@@ -113,9 +113,12 @@ impl Recipient<'_> {
         let Some(sent_at) = ledger.arrived(Place { id, prev: frame.prev }, arrival) else {
             return Some(());
         };
+        let mut stats = self.shared.stats();
+        stats.delivered(now);
         if let Some(sent_at) = sent_at {
-            self.shared.stats().record(Span::Event, sent_at, now);
+            stats.record(Span::Event, sent_at, now);
         }
+        drop(stats);
         if self.shared.with_receipts {
             ledger.asked();
             self.out.push(wire::dlvrd(message_id, &self.pair.sender));

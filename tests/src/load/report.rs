@@ -8,10 +8,13 @@ use super::{
     args::Args,
     faults::Faults,
     stats::{Errors, Latency},
-    usage::Usage,
+    usage::{Usage, Watched},
 };
 
+pub mod figure;
 mod table;
+
+use figure::Figure;
 
 /// What was done and what came of it.
 #[derive(Debug, Serialize)]
@@ -21,6 +24,8 @@ pub struct Report {
     pub what: String,
     /// Whether nothing was lost, doubled, out of order or otherwise wrong.
     pub clean: bool,
+    /// What matters, to be compared with another run's.
+    pub figures: Vec<Figure>,
     /// The result.
     pub outcome: Outcome,
     /// What else is worth knowing.
@@ -35,6 +40,8 @@ pub enum Outcome {
     Traffic(Traffic),
     /// Of idle connections.
     Idle(Idle),
+    /// Of anything else.
+    Measured(Measured),
 }
 
 /// What came of messages.
@@ -50,6 +57,10 @@ pub struct Traffic {
     pub sent_in_window: u64,
     /// Messages completed while measuring.
     pub completed_in_window: u64,
+    /// Events of messages that came to a device while measuring.
+    pub delivered_in_window: u64,
+    /// On how many devices each recipient was connected.
+    pub devices: u16,
     /// The logins before.
     pub logins: Logins,
     /// By name.
@@ -79,6 +90,26 @@ pub struct Idle {
     pub idle_cpu_seconds: Vec<f64>,
     /// Sessions that ended before they should.
     pub ended_early: u64,
+}
+
+/// What came of what was neither.
+#[derive(Debug, Default, Serialize)]
+pub struct Measured {
+    /// What matters; told as the report's.
+    #[serde(skip)]
+    pub figures: Vec<Figure>,
+    /// How long was measured.
+    pub seconds: f64,
+    /// What each process used while measuring.
+    pub processes: Vec<Process>,
+    /// What the processes' time is divided by: how many, and of what.
+    pub per: (u64, &'static str),
+    /// What was wrong.
+    pub faults: Faults,
+    /// Error responses by code.
+    pub errors: BTreeMap<String, Errors>,
+    /// Sessions that ended early, by reason.
+    pub endings: BTreeMap<String, u64>,
 }
 
 /// How fast users were let in.
@@ -116,6 +147,12 @@ impl Logins {
 }
 
 impl Process {
+    /// What they used between two looks.
+    pub fn of_all(watched: &[Watched], before: &[Usage], after: &[Usage]) -> Vec<Self> {
+        let looks = before.iter().zip(after);
+        watched.iter().zip(looks).map(|(w, (a, b))| Self::new(&w.name, *a, *b)).collect()
+    }
+
     /// What it used between two looks.
     pub fn new(name: &str, before: Usage, after: Usage) -> Self {
         let cpu = after.cpu.saturating_sub(before.cpu);
@@ -131,15 +168,17 @@ impl Process {
 impl Report {
     /// A result and what it says.
     pub fn new(args: &Args, outcome: Outcome, notes: Vec<String>) -> Self {
-        let clean = match &outcome {
-            Outcome::Traffic(traffic) => traffic.faults.is_clean(),
-            Outcome::Idle(idle) => idle.ended_early == 0,
+        let (clean, figures) = match &outcome {
+            Outcome::Traffic(traffic) => (traffic.faults.is_clean(), traffic.figures()),
+            Outcome::Idle(idle) => (idle.ended_early == 0, idle.figures()),
+            Outcome::Measured(measured) => (measured.faults.is_clean(), measured.figures()),
         };
-        Self { what: table::what(args), clean, outcome, notes }
+        Self { what: table::what(args), clean, figures, outcome, notes }
     }
 }
 
+/// A part of something; 0 of nothing.
 #[expect(clippy::cast_precision_loss, reason = "counts and sizes are far below 2^52")]
-fn ratio(count: u64, by: f64) -> f64 {
+pub(super) fn ratio(count: u64, by: f64) -> f64 {
     if by > 0.0 { count as f64 / by } else { 0.0 }
 }

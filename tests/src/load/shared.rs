@@ -3,12 +3,11 @@
 use std::{
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
     time::Instant,
 };
 
-use anyhow::Result;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -39,25 +38,26 @@ pub struct Pair {
     pub recipient: String,
     /// Tells the sender that it may have something to send.
     pub wake: Notify,
+    /// How many further devices the recipient has.
+    listeners: u64,
+    /// How many messages have come to those, all together.
+    heard: AtomicU64,
     ledger: Mutex<Ledger>,
 }
 
 impl Shared {
     /// A run that has not begun.
-    ///
-    /// # Errors
-    /// As [`Stats::new`].
-    pub fn new(with_receipts: bool, size: usize) -> Result<Self> {
+    pub fn new(with_receipts: bool, size: usize) -> Self {
         const WORDS: &str = "Letters that no JSON escapes, and of no meaning. ";
-        Ok(Self {
+        Self {
             with_receipts,
             text: WORDS.chars().cycle().take(size).collect(),
             stop: CancellationToken::new(),
-            stats: Mutex::new(Stats::new()?),
+            stats: Mutex::default(),
             faults: Mutex::default(),
             sending: AtomicBool::new(true),
             budget: AtomicI64::new(i64::MAX),
-        })
+        }
     }
 
     /// What is measured.
@@ -110,14 +110,47 @@ impl Shared {
 }
 
 impl Pair {
-    /// Two users who have not written yet.
-    pub fn new(run: &str, number: u32, with_receipts: bool) -> Self {
+    /// Two users who have not written yet; who receives has that many further devices.
+    pub fn new(run: &str, number: u32, with_receipts: bool, listeners: u16) -> Self {
         Self {
             sender: format!("load-{run}-{number}-a"),
             recipient: format!("load-{run}-{number}-b"),
             wake: Notify::new(),
+            listeners: listeners.into(),
+            heard: AtomicU64::new(0),
             ledger: Mutex::new(Ledger::new(with_receipts)),
         }
+    }
+
+    /// The same, in a chat in which the sender has written that many messages before.
+    #[must_use]
+    pub fn after(self, messages: u64) -> Self {
+        let ledger = self.take_ledger().after(messages);
+        Self { ledger: Mutex::new(ledger), ..self }
+    }
+
+    /// A message has come to one of the further devices.
+    pub fn heard(&self) {
+        self.heard.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many messages have yet to come to further devices.
+    fn unheard(&self) -> u64 {
+        let expected = self.listeners * self.ledger().arrivals();
+        expected.saturating_sub(self.heard.load(Ordering::Relaxed))
+    }
+
+    /// Whether nothing is on its way.
+    pub fn is_settled(&self) -> bool {
+        self.ledger().is_settled() && self.unheard() == 0
+    }
+
+    /// The end: what is still on its way is lost. Returns all that was wrong.
+    pub fn close(&self) -> Faults {
+        let lost = self.unheard();
+        let mut faults = self.take_ledger().close();
+        faults.lost_events += lost;
+        faults
     }
 
     /// The accounting.
@@ -125,8 +158,7 @@ impl Pair {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the accounting away.
-    pub fn take_ledger(&self) -> Ledger {
+    fn take_ledger(&self) -> Ledger {
         std::mem::replace(&mut *self.ledger(), Ledger::new(false))
     }
 

@@ -2,8 +2,9 @@
 //! still stands where this worker believes it to be.
 
 use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DbBackend, SqliteTransactionMode, Statement,
-    TransactionOptions, TransactionTrait,
+    DatabaseConnection, DbErr, RuntimeErr, SqliteTransactionMode, SqlxError, TransactionOptions,
+    TransactionTrait,
+    sqlx::{self, AssertSqlSafe, PgConnection, Postgres, pool::PoolConnection},
 };
 use serde::Serialize;
 
@@ -41,6 +42,16 @@ struct Counters {
     updated_at: i64,
 }
 
+/// A connection to commit with.
+pub(super) async fn writer(db: &DatabaseConnection) -> Result<PoolConnection<Postgres>, Error> {
+    let connection = db.get_postgres_connection_pool().acquire().await;
+    connection.map_err(|error| Error::Database(database(error)))
+}
+
+fn database(error: SqlxError) -> DbErr {
+    DbErr::Exec(RuntimeErr::SqlxError(error.into()))
+}
+
 impl Changes {
     fn counters(&self) -> Vec<Counters> {
         let row = |&(id, Ledger { last, a, b }): &(i64, Ledger)| Counters {
@@ -63,20 +74,16 @@ impl Changes {
     /// the statement divides by zero, and nothing of it happens.
     pub(super) async fn write_to_postgres(
         &self,
-        db: &DatabaseConnection,
+        connection: &mut PgConnection,
         sql: &Sql,
     ) -> Result<(), Error> {
-        let values = [
-            json(&self.moves)?.into(),
-            json(&self.messages)?.into(),
-            json(&self.counters())?.into(),
-            json(&places(&self.erased))?.into(),
-        ];
-        let statement = Statement::from_sql_and_values(DbBackend::Postgres, &sql.commit, values);
-        match db.execute_raw(statement).await {
-            Ok(_) => Ok(()),
-            Err(error) => Err(Error::from_commit(error)),
-        }
+        let statement = sqlx::query(AssertSqlSafe(sql.commit.as_str()))
+            .bind(json(&self.moves)?)
+            .bind(json(&self.messages)?)
+            .bind(json(&self.counters())?)
+            .bind(json(&places(&self.erased))?);
+        let written = statement.execute(connection).await;
+        written.map(drop).map_err(|error| Error::from_commit(database(error)))
     }
 
     /// SQLite has no statement that writes to several tables.

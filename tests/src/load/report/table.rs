@@ -1,9 +1,16 @@
 //! The result as a table for people.
 
-use std::fmt::{self, Display, Formatter};
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Display, Formatter},
+};
 
-use super::{Idle, Outcome, Process, Report, Traffic, ratio};
-use crate::load::args::{Args, Kind, Mode};
+use super::{Figure, Idle, Measured, Outcome, Process, Report, Traffic, figure, ratio};
+use crate::load::{
+    args::{Args, Kind, Mode},
+    faults::Faults,
+    stats::Errors,
+};
 
 /// What is done, in a line.
 pub(super) fn what(args: &Args) -> String {
@@ -16,18 +23,35 @@ pub(super) fn what(args: &Args) -> String {
     } else {
         args.url.join(" ")
     };
-    let load = match (args.mode, args.rate) {
-        (Mode::Idle, _) => format!("{} idle connections", args.connections),
-        (mode, rate) => {
-            let mode = if mode == Mode::Cycle { "full cycles" } else { "new only" };
-            let pace = match rate {
-                Some(rate) => format!("open loop at {rate}/s"),
-                None => format!("closed loop with {} in flight", args.in_flight),
-            };
-            format!("{mode}, {} pairs, {pace}, {} bytes", args.pairs, args.size)
-        }
+    let pace = match args.rate {
+        Some(rate) => format!("open loop at {rate}/s"),
+        None => format!("closed loop with {} in flight", args.in_flight),
     };
-    format!("{load}; {target}")
+    let devices = match args.devices {
+        1 => String::new(),
+        devices => format!(" to {devices} devices each"),
+    };
+    let chat = format!("{} pairs{devices}, {pace}, {} bytes", args.pairs, args.size);
+    let (connections, events) = (args.connections, args.events);
+    let load = match args.mode {
+        Mode::Cycle => format!("full cycles, {chat}"),
+        Mode::New => format!("new only, {chat}"),
+        Mode::Idle => format!("{connections} idle connections"),
+        Mode::Storm => format!("{connections} logins"),
+        Mode::Reconnect => format!("{connections} devices reconnect to {events} events each"),
+        Mode::CatchUp => format!("{connections} devices come back to {events} events each"),
+        Mode::Backlog => format!(
+            "{} requests in {} chats, {} a message, wait for workers",
+            args.frames, args.pairs, args.bundle
+        ),
+        Mode::GrowthUsers => format!("{:?} connected users, {} bytes", args.steps(), args.size),
+        Mode::GrowthChat => format!("{:?} messages in the chat", args.steps()),
+    };
+    let aside = match (args.mode, args.rate) {
+        (Mode::Storm | Mode::Reconnect | Mode::CatchUp, Some(_)) => format!(", beside {chat}"),
+        _ => String::new(),
+    };
+    format!("{load}{aside}; {target}")
 }
 
 impl Display for Report {
@@ -36,6 +60,7 @@ impl Display for Report {
         match &self.outcome {
             Outcome::Traffic(traffic) => traffic.fmt(f)?,
             Outcome::Idle(idle) => idle.fmt(f)?,
+            Outcome::Measured(measured) => measured.fmt(f)?,
         }
         for note in &self.notes {
             writeln!(f, "{note}")?;
@@ -75,45 +100,87 @@ impl Display for Traffic {
             let count = latency.count;
             writeln!(f, "{name:<20}{p50:>10.2}{p95:>10.2}{p99:>10.2}{max:>10.2}{count:>10}")?;
         }
-        writeln!(f, "\n{:<20}{:>14}{:>10}{:>14}", "process", "CPU us/msg", "cores", "memory, MB")?;
-        let messages = ratio(self.completed_in_window, 1.0);
-        for process in &self.processes {
-            row(f, process, messages, self.window_seconds)?;
+        processes(f, &self.processes, (self.completed_in_window, "msg"), self.window_seconds)?;
+        if self.devices > 1 {
+            let server = figure::server_cpu(&self.processes);
+            writeln!(
+                f,
+                "{} events delivered, to {} devices each: {:.1} us of server CPU an event",
+                self.delivered_in_window,
+                self.devices,
+                ratio(server, ratio(self.delivered_in_window, 1.0)),
+            )?;
         }
-        let total = Process {
-            name: "all".into(),
-            cpu_us: self.processes.iter().map(|process| process.cpu_us).sum(),
-            memory_before: 0,
-            memory_after: self.processes.iter().map(|process| process.memory_after).sum(),
-        };
-        row(f, &total, messages, self.window_seconds)?;
         writeln!(f)?;
-        let faults = self.faults.rows();
-        let faults: Vec<_> = faults.iter().filter(|(_, count)| *count > 0).collect();
-        if faults.is_empty() {
-            writeln!(f, "nothing lost, doubled, out of order or unanswered")?;
-        }
-        for (what, count) in faults {
-            writeln!(f, "{what:<42}{count:>10}")?;
-        }
-        if self.errors.is_empty() {
-            writeln!(f, "no error responses")?;
-        }
-        for (code, errors) in &self.errors {
-            let (what, count) = (format!("error response {code}"), errors.count);
-            writeln!(f, "{what:<42}{count:>10}  first: {}", errors.first)?;
-        }
-        for (why, count) in &self.endings {
-            writeln!(f, "{count} sessions ended: {why}")?;
-        }
-        Ok(())
+        wrongs(f, &self.faults, &self.errors, &self.endings)
     }
+}
+
+impl Display for Measured {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        for Figure { name, value, unit } in &self.figures {
+            writeln!(f, "{name:<40}{value:>14.2} {unit}")?;
+        }
+        if self.per.0 > 0 {
+            processes(f, &self.processes, self.per, self.seconds)?;
+        }
+        writeln!(f)?;
+        wrongs(f, &self.faults, &self.errors, &self.endings)
+    }
+}
+
+/// What each process used, for each of so many and in all.
+fn processes(
+    f: &mut Formatter<'_>,
+    processes: &[Process],
+    (count, unit): (u64, &str),
+    seconds: f64,
+) -> fmt::Result {
+    let cpu = format!("CPU us/{unit}");
+    writeln!(f, "\n{:<20}{cpu:>16}{:>10}{:>14}", "process", "cores", "memory, MB")?;
+    let total = Process {
+        name: "all".into(),
+        cpu_us: processes.iter().map(|process| process.cpu_us).sum(),
+        memory_before: 0,
+        memory_after: processes.iter().map(|process| process.memory_after).sum(),
+    };
+    for process in processes.iter().chain([&total]) {
+        row(f, process, ratio(count, 1.0), seconds)?;
+    }
+    Ok(())
+}
+
+fn wrongs(
+    f: &mut Formatter<'_>,
+    faults: &Faults,
+    errors: &BTreeMap<String, Errors>,
+    endings: &BTreeMap<String, u64>,
+) -> fmt::Result {
+    let faults = faults.rows();
+    let faults: Vec<_> = faults.iter().filter(|(_, count)| *count > 0).collect();
+    if faults.is_empty() {
+        writeln!(f, "nothing lost, doubled, out of order or unanswered")?;
+    }
+    for (what, count) in faults {
+        writeln!(f, "{what:<42}{count:>10}")?;
+    }
+    if errors.is_empty() {
+        writeln!(f, "no error responses")?;
+    }
+    for (code, errors) in errors {
+        let (what, count) = (format!("error response {code}"), errors.count);
+        writeln!(f, "{what:<42}{count:>10}  first: {}", errors.first)?;
+    }
+    for (why, count) in endings {
+        writeln!(f, "{count} sessions ended: {why}")?;
+    }
+    Ok(())
 }
 
 fn row(f: &mut Formatter<'_>, process: &Process, messages: f64, seconds: f64) -> fmt::Result {
     writeln!(
         f,
-        "{:<20}{:>14.1}{:>10.2}{:>14.1}",
+        "{:<20}{:>16.1}{:>10.2}{:>14.1}",
         process.name,
         ratio(process.cpu_us, messages),
         ratio(process.cpu_us, seconds * 1e6),

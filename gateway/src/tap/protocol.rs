@@ -1,0 +1,181 @@
+//! What a NATS server says to a client, as far as a tap needs it (NATS' client protocol, "Client Protocol" in its
+//! manual). Pure, and without a copy.
+
+use serde::Deserialize;
+
+/// One thing a server says.
+#[derive(Debug, PartialEq)]
+pub enum Op<'a> {
+    /// Who the server is, and what it asks for.
+    Info(Box<Info>),
+    /// It wants to hear a pong.
+    Ping,
+    /// It has done everything that it was told before the ping.
+    Pong,
+    /// Something was well.
+    Ok,
+    /// Something was not.
+    Refused(&'a str),
+    /// A message for a subscription.
+    Message {
+        /// The subscription.
+        sid: u64,
+        /// The message's headers, as they are sent; empty if it has none.
+        headers: &'a str,
+        /// The message.
+        payload: &'a [u8],
+    },
+}
+
+/// What a server tells about itself.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Info {
+    /// Whether it wants TLS.
+    pub tls_required: bool,
+    /// What to sign with an nkey.
+    pub nonce: Option<String>,
+    /// Where its cluster's servers are, as `host:port`.
+    pub connect_urls: Vec<String>,
+}
+
+/// A server does not speak NATS' protocol.
+#[derive(Debug, PartialEq, thiserror::Error)]
+#[error("the server does not speak NATS' protocol")]
+pub struct Malformed;
+
+/// The longest line a server may send, in bytes: the addresses of a large cluster are in one.
+const MAX_LINE: usize = 256 * 1024;
+/// The largest message that NATS can be set up to take, in bytes.
+const MAX_PAYLOAD: usize = 64 * 1024 * 1024;
+
+/// Reads what comes first in `bytes`, and how many bytes it takes; `None` if it is not there as a whole.
+///
+/// # Errors
+/// [`Malformed`].
+pub fn parse(bytes: &[u8]) -> Result<Option<(Op<'_>, usize)>, Malformed> {
+    let Some(end) = bytes.iter().take(MAX_LINE).position(|byte| *byte == b'\n') else {
+        return if bytes.len() < MAX_LINE { Ok(None) } else { Err(Malformed) };
+    };
+    let (line, rest) = bytes.split_at_checked(end + 1).ok_or(Malformed)?;
+    let line = std::str::from_utf8(line).map_err(|_| Malformed)?.trim_end();
+    let (verb, arguments) = line.split_once(' ').unwrap_or((line, ""));
+    let op = match verb {
+        "MSG" => return message(arguments, false, rest, end + 1),
+        "HMSG" => return message(arguments, true, rest, end + 1),
+        "PING" => Op::Ping,
+        "PONG" => Op::Pong,
+        "+OK" => Op::Ok,
+        "-ERR" => Op::Refused(arguments),
+        "INFO" => Op::Info(serde_json::from_str(arguments).map_err(|_| Malformed)?),
+        _ => return Err(Malformed),
+    };
+    Ok(Some((op, end + 1)))
+}
+
+/// `MSG subject sid [reply] size` or `HMSG subject sid [reply] size-of-headers size`; then the bytes and a line's end.
+fn message<'a>(
+    arguments: &str,
+    has_headers: bool,
+    rest: &'a [u8],
+    line: usize,
+) -> Result<Option<(Op<'a>, usize)>, Malformed> {
+    let number = |text: Option<&str>| {
+        text.and_then(|text| text.parse::<usize>().ok()).filter(|n| *n <= MAX_PAYLOAD)
+    };
+    let sid = arguments.split(' ').nth(1).and_then(|sid| sid.parse().ok()).ok_or(Malformed)?;
+    let mut sizes = arguments.rsplit(' ');
+    let size = number(sizes.next()).ok_or(Malformed)?;
+    let head = if has_headers { number(sizes.next()).ok_or(Malformed)? } else { 0 };
+    let Some((all, after)) = rest.split_at_checked(size) else { return Ok(None) };
+    let Some(end) = after.get(..2) else { return Ok(None) };
+    let (headers, payload) = all.split_at_checked(head).ok_or(Malformed)?;
+    let headers = std::str::from_utf8(headers).map_err(|_| Malformed)?;
+    if end != b"\r\n" {
+        return Err(Malformed);
+    }
+    Ok(Some((Op::Message { sid, headers, payload }, line + size + 2)))
+}
+
+/// A header's value.
+pub fn header<'a>(headers: &'a str, name: &str) -> Option<&'a str> {
+    // The first line is the version.
+    headers.split("\r\n").skip(1).find_map(|line| {
+        let value = line.strip_prefix(name)?.strip_prefix(':')?;
+        Some(value.trim_ascii())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ALL: &str = "INFO {\"server_id\":\"A\",\"tls_required\":true,\"connect_urls\":[\"a:1\"]} \r\n\
+        +OK\r\nPING\r\nPONG\r\n-ERR 'Permissions Violation'\r\nMSG live.a 7 2\r\nhi\r\n\
+        HMSG live.b 8 reply 37 39\r\nNATS/1.0\r\nNats-Sequence: 12\r\nA: b\r\n\r\nhi\r\nMSG live.c 9 r 0\r\n\r\n";
+
+    fn all(mut bytes: &[u8]) -> Result<Vec<String>, Malformed> {
+        let mut ops = Vec::new();
+        while let Some((op, used)) = parse(bytes)? {
+            ops.push(format!("{op:?}"));
+            bytes = &bytes[used..];
+        }
+        Ok(ops)
+    }
+
+    #[test]
+    fn everything_a_server_says_is_understood() {
+        let ops = all(ALL.as_bytes()).unwrap();
+        assert_eq!(ops.len(), 8, "{ops:#?}");
+        assert_eq!(
+            ops[0],
+            "Info(Info { tls_required: true, nonce: None, connect_urls: [\"a:1\"] })"
+        );
+        assert_eq!(ops[4], "Refused(\"'Permissions Violation'\")");
+        assert_eq!(ops[5], "Message { sid: 7, headers: \"\", payload: [104, 105] }");
+        assert!(ops[6].starts_with("Message { sid: 8, headers: \"NATS/1.0"), "{}", ops[6]);
+        assert_eq!(ops[7], "Message { sid: 9, headers: \"\", payload: [] }");
+    }
+
+    #[test]
+    fn a_header_is_found_by_its_whole_name() {
+        let headers = "NATS/1.0\r\nNats-Sequence-X: 1\r\nNats-Sequence:12\r\n\r\n";
+        assert_eq!(header(headers, "Nats-Sequence"), Some("12"));
+        assert_eq!(header(headers, "Nats"), None);
+        assert_eq!(header("", "Nats-Sequence"), None);
+    }
+
+    #[test]
+    fn what_no_server_says_is_refused() {
+        for bytes in [
+            "HTTP/1.1 200 OK\r\n",
+            "MSG a 1 x\r\n",
+            "MSG a\r\n",
+            "HMSG a 1 9 4\r\nabcd\r\n",
+            "MSG a 1 1\r\nabc",
+            "MSG a 1 99999999999\r\n",
+            "INFO {\r\n",
+        ] {
+            assert_eq!(all(bytes.as_bytes()), Err(Malformed), "{bytes}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_part_is_waited_for_and_never_misread(cut in 0..ALL.len()) {
+            let whole = all(ALL.as_bytes()).unwrap();
+            let part = all(&ALL.as_bytes()[..cut]).unwrap();
+            prop_assert_eq!(&whole[..part.len()], &part[..]);
+        }
+
+        #[test]
+        fn no_bytes_break_it(bytes in prop::collection::vec(any::<u8>(), 0..200), at in 0..ALL.len()) {
+            let _ = all(&bytes);
+            let mut mixed = ALL.as_bytes().to_vec();
+            mixed.splice(at..at, bytes);
+            let _ = all(&mixed);
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Devices for which events wait come back, all at once or after they were away: how long until each has taken all.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use tokio::task::JoinSet;
+
+use super::{
+    args::{Args, Mode},
+    aside::Aside,
+    chat::run_name,
+    connection::Connection,
+    faults::Faults,
+    fill,
+    login::{Entrances, Login},
+    report::{
+        Measured, Process,
+        figure::{self, Figure},
+    },
+    returner::{self, Returned},
+    stats::Latency,
+    usage::{self, Watched},
+};
+
+/// Lets the devices come back and measures until the last has caught up, or nothing more comes.
+///
+/// # Errors
+/// If something could not be set up, or a measured process is gone.
+pub async fn run(args: &Args, urls: &[String], watched: &[Watched]) -> Result<Measured> {
+    let crowd = logins(args, urls)?;
+    // A new device's log begins when it first connects.
+    for device in come_in(args, &crowd).await? {
+        device.close().await;
+    }
+    let users: Vec<String> = crowd.iter().map(|login| login.user.clone()).collect();
+    fill::run(args, urls, &users).await?;
+    let aside = Aside::begin(args, urls).await?;
+    // They get what waits for them, and have not acked it when their connections are lost.
+    let connected = match args.mode {
+        Mode::Reconnect => come_in(args, &crowd).await?,
+        _ => Vec::new(),
+    };
+    let before = usage::all(watched)?;
+    aside.disturb()?;
+    let begun = Instant::now();
+    // Without a word, as when a network is lost.
+    drop(connected);
+    let returned = come_back(args, crowd).await?;
+    aside.calm();
+    let after = usage::all(watched)?;
+    let mut measured = told(args, begun, returned)?;
+    measured.processes = Process::of_all(watched, &before, &after);
+    aside.end(&mut measured).await?;
+    Ok(measured)
+}
+
+/// How many devices come in at once when nothing is measured yet.
+const FIRST_LOGINS: usize = 64;
+
+fn logins(args: &Args, urls: &[String]) -> Result<Vec<Login>> {
+    let name = run_name();
+    let entrances = Entrances::new(args.connections, urls);
+    let login = |number| entrances.login(number, &format!("back-{name}-{number}"), "default");
+    (0..usize::try_from(args.connections)?).map(login).collect()
+}
+
+async fn come_in(args: &Args, crowd: &[Login]) -> Result<Vec<Connection>> {
+    let connections = stream::iter(crowd)
+        .map(|login| async { anyhow::Ok(login.come_in().await?.connection) })
+        .buffered(args.logins().min(FIRST_LOGINS))
+        .try_collect()
+        .await?;
+    eprintln!("{} devices are connected", crowd.len());
+    Ok(connections)
+}
+
+async fn come_back(args: &Args, crowd: Vec<Login>) -> Result<Vec<Returned>> {
+    let turns = Arc::new(tokio::sync::Semaphore::new(args.logins()));
+    let mut tasks = JoinSet::new();
+    for login in crowd {
+        tasks.spawn(returner::run(login, u64::from(args.events), args.patience, turns.clone()));
+    }
+    let (mut returned, mut said) = (Vec::new(), Instant::now());
+    while let Some(device) = tasks.join_next().await {
+        returned.push(device?);
+        if said.elapsed() > Duration::from_secs(1) {
+            said = Instant::now();
+            eprintln!("{} of {} have caught up", returned.len(), args.connections);
+        }
+    }
+    Ok(returned)
+}
+
+fn told(args: &Args, begun: Instant, returned: Vec<Returned>) -> Result<Measured> {
+    let last = returned.iter().map(|device| device.caught_up_at).max().context("nobody")?;
+    let in_at = returned.iter().filter_map(|device| device.in_at).max().unwrap_or(last);
+    let events: u64 = returned.iter().map(|device| device.events).sum();
+    let expected = u64::from(args.connections) * u64::from(args.events);
+    let seconds = (last - begun).as_secs_f64();
+    let mut figures = vec![
+        Figure::new("until all are in", (in_at - begun).as_secs_f64(), "s"),
+        Figure::new("until all are caught up", seconds, "s"),
+        Figure::new("events taken", figure::number(events) / seconds.max(1e-9), "/s"),
+        Figure::count("events taken in all", events, ""),
+        Figure::count(
+            "told to come again later",
+            returned.iter().map(|d| d.refused).sum(),
+            "times",
+        ),
+        Figure::count("cut off", returned.iter().map(|d| d.cut_off).sum(), "times"),
+    ];
+    let took = returned.iter().map(|device| device.caught_up_at - begun);
+    figures.extend(figure::percentiles("one device caught up", &Latency::of_all(took)?));
+    let mut faults = Faults::default();
+    returned.iter().for_each(|device| faults += device.faults);
+    faults.lost_events += expected.saturating_sub(events);
+    Ok(Measured { figures, seconds, per: (events, "event"), faults, ..Measured::default() })
+}
