@@ -15,6 +15,7 @@ use herald_proto::{
     UserId, broker, instance,
     metrics::{Kind, Registry as Metered, nats, otlp, process},
     subject,
+    telemetry::Sampler,
     topology::Topology,
 };
 use tokio::{net::TcpListener, sync::Semaphore, time::MissedTickBehavior};
@@ -141,11 +142,11 @@ pub async fn run(
             jetstream,
             topology,
             gateway.clone(),
-            config.trace_ratio,
             config.limits.max_publishes,
             metrics.clone(),
         ),
         metrics: metrics.clone(),
+        sampler: Sampler::new(config.trace_ratio, config.client_traces),
         door: door.clone(),
         waiting: waiting.clone(),
         registry: registry.clone(),
@@ -160,7 +161,7 @@ pub async fn run(
     let Listeners { clients: listener, admin } = listeners;
     counts(&mut metered, &waiting, &presence, &tap);
     let metered = Arc::new(metered);
-    if let Some(settings) = config.otlp.settings("herald-gateway", &gateway, None) {
+    if let Some(settings) = config.otlp.settings("herald-gateway", &gateway) {
         tasks.spawn(otlp::Exporter::new(metered.clone(), settings)?.run(gone.clone()));
     }
     if let Some(admin) = admin {

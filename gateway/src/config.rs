@@ -2,8 +2,10 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
-use herald_proto::{broker::BrokerArgs, metrics::otlp::OtlpArgs, runtime::RuntimeArgs};
+use clap::{ArgGroup, Args, Parser, Subcommand};
+use herald_proto::{
+    broker::BrokerArgs, metrics::otlp::OtlpArgs, runtime::RuntimeArgs, telemetry::TelemetryArgs,
+};
 
 /// Herald's gateway: terminates clients' WebSockets.
 #[derive(Debug, Clone, Parser)]
@@ -36,9 +38,13 @@ pub struct Config {
     /// How clients are authenticated.
     #[command(flatten)]
     pub auth: AuthArgs,
-    /// Which part of the requests is traced, from 0 to 1. A request that is not costs nothing for it.
+    /// Which part of the requests is traced, from 0 to 1, if traces are sent anywhere. A request that is not costs
+    /// nothing for it.
     #[arg(long, env = "HERALD_TRACE_RATIO", default_value_t = 0.01)]
     pub trace_ratio: f64,
+    /// Requests a second that are traced because their clients trace them.
+    #[arg(long, env = "HERALD_CLIENT_TRACES", default_value_t = 100)]
+    pub client_traces: u32,
     /// What a client may do.
     #[command(flatten)]
     pub limits: Limits,
@@ -57,12 +63,9 @@ pub struct Config {
     /// The machine.
     #[command(flatten)]
     pub runtime: RuntimeArgs,
-    /// What to log, as tracing `EnvFilter` directives.
-    #[arg(long, env = "HERALD_LOG", default_value = "info")]
-    pub log: String,
-    /// How log lines look.
-    #[arg(long, env = "HERALD_LOG_FORMAT", value_enum, default_value_t = LogFormat::Pretty)]
-    pub log_format: LogFormat,
+    /// Logs and traces.
+    #[command(flatten)]
+    pub telemetry: TelemetryArgs,
 }
 
 /// What to do instead of serving.
@@ -70,15 +73,6 @@ pub struct Config {
 pub enum Command {
     /// Ask the gateway that serves on --listen, on this machine, whether it is ready; fails if it is not.
     Healthcheck,
-}
-
-/// How log lines look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// For people.
-    Pretty,
-    /// One JSON object a line.
-    Json,
 }
 
 /// How clients are authenticated: by a JWT whose `sub` is the user id. Exactly one way has to be chosen.

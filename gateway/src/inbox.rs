@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use herald_proto::{CloseCode, EventId, RequestId};
+use herald_proto::{CloseCode, EventId, RequestId, telemetry::Traceparent};
 use tokio::sync::Notify;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
@@ -36,6 +36,8 @@ pub enum Delivery {
         /// Where it comes from.
         origin: Origin,
     },
+    /// The event that comes next is part of a trace.
+    Traced(EventId, Traceparent),
     /// The id of the user's last event, as found by a sweep.
     Tail(EventId),
     /// A frame to be passed on as it is, or dropped: typing, presence.
@@ -45,10 +47,12 @@ pub enum Delivery {
 }
 
 /// What was read from the log.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Fetched {
     /// The events after the one asked from: id and body without `id` and `prev`.
     pub events: Vec<(EventId, bytes::Bytes)>,
+    /// Those of them that are part of a trace.
+    pub traces: Vec<(EventId, Traceparent)>,
     /// Whether there are more.
     pub more: bool,
     /// Whether the event asked from is in the log.
@@ -92,7 +96,7 @@ impl Inbox {
             Delivery::Live { id, .. } | Delivery::Tail(id) if is_full => {
                 state.missed = state.missed.max(Some(id));
             }
-            Delivery::Frame(_) if is_full => {}
+            Delivery::Frame(_) | Delivery::Traced(..) if is_full => {}
             other => state.queue.push_back(other),
         }
         drop(state);

@@ -4,7 +4,7 @@
 //! ```text
 //! server ─▶ routes ─▶ auth
 //!               └───▶ session (one task a connection) ─▶ state (the rules, pure) ─▶ feed ─▶ window
-//!                        │    ▲
+//!                        │    ▲      traces looks on and makes spans
 //!                        │    └── inbox ◀── registry ◀── live taps, replies, sweep
 //!                        └─▶ publisher ─▶ FRAMES,  log ─▶ EVENTS, CURSORS,  presence ─▶ SESSIONS, LEASES
 //! ```
@@ -27,5 +27,6 @@ pub mod registry;
 pub mod routes;
 pub mod server;
 pub mod session;
+pub mod spans;
 pub mod tap;
 pub mod waiting;

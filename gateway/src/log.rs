@@ -18,7 +18,9 @@ use async_nats::{
 };
 use bytes::Bytes;
 use futures::StreamExt;
-use herald_proto::{DeviceId, EventId, UserId, header, subject, topology::Topology};
+use herald_proto::{
+    DeviceId, EventId, UserId, header, subject, telemetry::Traceparent, topology::Topology,
+};
 use serde::Serialize;
 
 use crate::{error::Error, inbox::Fetched};
@@ -60,6 +62,7 @@ struct DirectGet<'a> {
 struct Stored {
     subject: String,
     sequence: u64,
+    traceparent: Option<Traceparent>,
     is_removed: bool,
     payload: Bytes,
     /// How many messages that were asked for come after it, whether in the same answer or not.
@@ -215,9 +218,11 @@ impl EventLog {
         // The answer ends where its bytes do, if not before.
         let more = found.len() > limit || found.last().is_some_and(|last| last.pending > 0);
         found.truncate(limit);
+        let traced = |event: &Stored| Some((EventId(event.sequence), event.traceparent?));
+        let traces = found.iter().filter_map(traced).collect();
         let events =
             found.into_iter().map(|event| (EventId(event.sequence), event.payload)).collect();
-        Ok(Fetched { events, more, is_there, resync })
+        Ok(Fetched { events, traces, more, is_there, resync })
     }
 
     /// Whether everything after `after` is still there, although `after` itself is not an event of this user: nothing
@@ -344,6 +349,7 @@ fn stored(message: async_nats::Message) -> Result<Stored, Error> {
             .ok_or(Error::Unreadable("a stored message"))?,
         sequence: header::number(headers, async_nats::header::NATS_SEQUENCE)
             .ok_or(Error::Unreadable("a stored message"))?,
+        traceparent: header::traceparent(Some(headers)),
         is_removed: bucket::is_removal(headers),
         pending: header::number(headers, NUM_PENDING).unwrap_or(0),
         payload: message.payload,

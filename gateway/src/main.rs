@@ -4,7 +4,7 @@ use anyhow::Context;
 use clap::Parser;
 use herald_gateway::{
     app::{self, Listeners},
-    config::{Command, Config, LogFormat},
+    config::{Command, Config},
 };
 use herald_proto::{health, signal, telemetry};
 use tokio::net::TcpListener;
@@ -15,17 +15,11 @@ fn main() -> anyhow::Result<()> {
     config.runtime.clone().run(run(config)).context("start the runtime")?
 }
 
-async fn run(config: Config) -> anyhow::Result<()> {
+async fn run(mut config: Config) -> anyhow::Result<()> {
     if let Some(Command::Healthcheck) = config.command {
         return Ok(health::ask(config.listen).await?);
     }
-    let format = match config.log_format {
-        LogFormat::Pretty => telemetry::LogFormat::Pretty,
-        LogFormat::Json => telemetry::LogFormat::Json,
-    };
-    let _telemetry = telemetry::init("herald-gateway", &config.log, format)
-        .map_err(anyhow::Error::from_boxed)
-        .context("--log")?;
+    let telemetry = telemetry::init("herald-gateway", &config.telemetry).await?;
     let listener = TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("--listen {}", config.listen))?;
@@ -37,7 +31,10 @@ async fn run(config: Config) -> anyhow::Result<()> {
         ),
         None => None,
     };
+    config.otlp.share(&config.telemetry);
     let stop = CancellationToken::new();
     tokio::spawn(signal::cancel_on_signal(stop.clone()));
-    app::run(config, Listeners { clients: listener, admin }, stop).await
+    let ran = app::run(config, Listeners { clients: listener, admin }, stop).await;
+    telemetry.shutdown().await;
+    ran
 }

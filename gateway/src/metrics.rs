@@ -9,8 +9,9 @@ use herald_proto::{
     header,
     metrics::{
         BATCH, By, By2, Counter, Gauge, Histogram, LATENCY, ROUND_TRIP, Registry, RequestKind,
-        TraceId, sampled_trace,
+        TraceId,
     },
+    telemetry::Traceparent,
 };
 
 herald_proto::labels! {
@@ -150,6 +151,7 @@ herald_proto::labels! {
 }
 
 /// A gateway's metrics.
+#[derive(Debug)]
 pub struct Metrics {
     /// Connections there are.
     pub connections: By<Stage, Gauge>,
@@ -291,15 +293,15 @@ impl Default for Metrics {
 pub struct Origin {
     /// When the request behind it came to its gateway, in milliseconds since the Unix epoch; 0 if that is not known.
     pub at: i64,
-    /// Its trace, if it is sampled.
+    /// Its trace, if it has one.
     pub trace: Option<TraceId>,
 }
 
 impl Origin {
     /// What an event's message id and trace context say.
-    pub fn of(message_id: Option<&str>, traceparent: Option<&str>) -> Self {
+    pub fn of(message_id: Option<&str>, parent: Option<Traceparent>) -> Self {
         let at = message_id.and_then(header::received_at).unwrap_or(0);
-        Self { at, trace: traceparent.and_then(sampled_trace) }
+        Self { at, trace: parent.map(|parent| parent.trace()) }
     }
 
     /// How long ago that was; gateways' clocks may differ, but nothing takes less than no time.

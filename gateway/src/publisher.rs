@@ -13,9 +13,8 @@ use async_nats::{
 use bytes::Bytes;
 use futures::{StreamExt, stream::FuturesUnordered};
 use herald_proto::{
-    Chat, RequestId,
-    metrics::{TraceId, sampled_trace},
-    subject, telemetry,
+    Chat, RequestId, subject,
+    telemetry::{Span, Traceparent},
     topology::Topology,
     wire::{Bundle, Command, MAX_COMMANDS},
 };
@@ -24,6 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use crate::{
     inbox::{Delivery, Inbox},
     metrics::{Metrics, Publishing},
+    spans,
 };
 
 /// A request on its way.
@@ -31,6 +31,8 @@ struct Job {
     partition: u16,
     /// The command, as JSON.
     body: Vec<u8>,
+    /// Lasts until it is confirmed.
+    span: Span,
     id: RequestId,
     inbox: Arc<Inbox>,
     /// Its place among all that are on their way.
@@ -42,7 +44,6 @@ struct Job {
 pub struct Publisher {
     client: Client,
     topology: Topology,
-    trace_ratio: f64,
     jobs: mpsc::UnboundedSender<Job>,
     /// Bounds the queue, and what was taken from it and is not confirmed.
     places: Arc<Semaphore>,
@@ -52,23 +53,22 @@ pub struct Publisher {
 const MAX_BYTES: usize = 256 * 1024;
 
 impl Publisher {
-    /// Starts the publisher; at most `capacity` requests are on their way, and `trace_ratio` of them are traced. It ends when its last clone is dropped.
+    /// Starts the publisher; at most `capacity` requests are on their way. It ends when its last clone is dropped.
     pub fn start(
         client: Client,
         jetstream: Context,
         topology: Topology,
         gateway: Arc<str>,
-        trace_ratio: f64,
         capacity: usize,
         metrics: Arc<Metrics>,
     ) -> Self {
         let (jobs, waiting) = mpsc::unbounded_channel();
         let line = Line { jetstream, gateway, metrics };
         tokio::spawn(run(line, topology.partitions, waiting));
-        Self { client, topology, trace_ratio, jobs, places: Arc::new(Semaphore::new(capacity)) }
+        Self { client, topology, jobs, places: Arc::new(Semaphore::new(capacity)) }
     }
 
-    /// Sends a request on its way; returns its trace if it is traced. Whether it was confirmed is told to the inbox, and
+    /// Sends a request on its way, as a part of the trace of `cause`. Whether it was confirmed is told to the inbox, and
     /// only if it was not.
     ///
     /// # Errors
@@ -77,33 +77,19 @@ impl Publisher {
         &self,
         chat: &Chat,
         mut command: Command,
+        cause: Option<Traceparent>,
         inbox: &Arc<Inbox>,
-    ) -> Result<Option<(RequestId, TraceId)>, RequestId> {
+    ) -> Result<(), RequestId> {
         let place = self.places.clone().try_acquire_owned();
         let is_connected = self.client.connection_state() == connection::State::Connected;
         let (Ok(place), true) = (place, is_connected) else { return Err(command.id) };
-        if fastrand::f64() < self.trace_ratio {
-            let span = tracing::info_span!(
-                "publish frame",
-                otel.kind = "producer",
-                messaging.system = "nats",
-                messaging.operation.name = "publish",
-                messaging.destination.name = subject::FRAMES,
-                herald.request = command.request.kind(),
-            );
-            command.traceparent = telemetry::traceparent(&span);
-        }
-        let trace = command.traceparent.as_deref().and_then(sampled_trace);
-        let traced = trace.map(|trace| (command.id.clone(), trace));
+        let partition = self.topology.partition(chat);
+        let span = spans::publish(cause, partition);
+        command.traceparent = span.traceparent();
         let Ok(body) = serde_json::to_vec(&command) else { return Err(command.id) };
-        let job = Job {
-            partition: self.topology.partition(chat),
-            body,
-            id: command.id,
-            inbox: inbox.clone(),
-            _place: place,
-        };
-        self.jobs.send(job).map(|()| traced).map_err(|refused| refused.0.id)
+        let job =
+            Job { partition, body, span, id: command.id, inbox: inbox.clone(), _place: place };
+        self.jobs.send(job).map_err(|refused| refused.0.id)
     }
 }
 
@@ -182,7 +168,11 @@ async fn publish(line: &Line, partition: u16, bundle: Vec<Job>) -> u16 {
     metrics.publishes.inc(outcome);
     if let Err(error) = confirmed {
         tracing::warn!(%error, herald.requests = bundle.len(), "requests were not confirmed by the broker");
-        for job in bundle {
+        for mut job in bundle {
+            match job.span.is_some() {
+                true => job.span.fail("not_confirmed"),
+                false => spans::keep_error("not_confirmed"),
+            }
             // The request may still arrive: whoever sends it again gets the same answer.
             job.inbox.push(Delivery::Unconfirmed(job.id));
         }

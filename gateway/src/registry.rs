@@ -8,7 +8,8 @@ use std::{
 use async_nats::Message;
 use bytes::Bytes;
 use herald_proto::{
-    CloseCode, DeviceId, EventId, UserId, header, subject, telemetry,
+    CloseCode, DeviceId, EventId, UserId, header, subject,
+    telemetry::Traceparent,
     wire::{Replies, Signal},
 };
 use tokio_tungstenite::tungstenite::Utf8Bytes;
@@ -147,9 +148,12 @@ impl Registry {
         if let Some(id) = number("Nats-Sequence")
             && let Some(prev) = number("Nats-Last-Sequence")
         {
-            let traceparent = protocol::header(headers, header::TRACEPARENT);
-            let _entered = delivery_span(id, traceparent).entered();
-            let origin = Origin::of(protocol::header(headers, MESSAGE_ID), traceparent);
+            let parent = protocol::header(headers, header::TRACEPARENT);
+            let parent: Option<Traceparent> = parent.and_then(|text| text.parse().ok());
+            if let Some(parent) = parent {
+                self.to_tap(tap, |_| Some(Delivery::Traced(id, parent)));
+            }
+            let origin = Origin::of(protocol::header(headers, MESSAGE_ID), parent);
             // Copied: the connection's buffer must not be kept for as long as a session takes.
             let body = Bytes::copy_from_slice(payload);
             self.to_tap(tap, |_| Some(Delivery::Live { id, prev, body: body.clone(), origin }));
@@ -211,20 +215,6 @@ impl User {
             }
         }
     }
-}
-
-/// The span of an event's delivery, if what caused the event is traced.
-fn delivery_span(id: EventId, traceparent: Option<&str>) -> tracing::Span {
-    let Some(traceparent) = traceparent else { return tracing::Span::none() };
-    let span = tracing::info_span!(
-        "deliver event",
-        otel.kind = "consumer",
-        messaging.system = "nats",
-        messaging.operation.name = "deliver",
-        event.id = id.0,
-    );
-    telemetry::continue_trace(&span, traceparent);
-    span
 }
 
 impl Drop for Seat {

@@ -15,6 +15,7 @@ use herald_proto::{
     metrics::Part,
     payload::Typing,
     subject,
+    telemetry::{Sampler, Span, Traceparent},
     wire::{Command, Signal},
 };
 use serde_json::value::to_raw_value;
@@ -37,6 +38,7 @@ use crate::{
     presence::Presence,
     publisher::Publisher,
     registry::{Registry, Seat},
+    spans::{self, Source},
     tap::Tap,
     waiting::{Share, Waiting},
 };
@@ -46,12 +48,14 @@ pub mod feed;
 pub mod output;
 pub mod socket;
 pub mod state;
+pub mod traces;
 pub mod window;
 
 pub use output::Output;
 pub use socket::Socket;
 use socket::Written;
 pub use state::State;
+pub use traces::Traces;
 
 /// What all sessions of a gateway share.
 pub struct Shared {
@@ -67,6 +71,8 @@ pub struct Shared {
     pub cursors: Cursors,
     /// Where requests go.
     pub publisher: Publisher,
+    /// Which requests are traced.
+    pub sampler: Sampler,
     /// How fast clients come and go.
     pub door: Arc<Door>,
     /// How many requests wait for their answers.
@@ -107,6 +113,7 @@ struct Session<S> {
     socket: Socket<S>,
     seat: Seat,
     state: State,
+    traces: Traces,
     waiting: Share,
     /// Its part of all events that are not acked.
     unacked: Part,
@@ -135,6 +142,7 @@ where
             let (counted, unacked) = (metrics.connections.one(Stage::Open), metrics.unacked.part());
             let waiting = shared.waiting.share();
             let tasks = shared.tasks.clone();
+            let traces = Traces::default();
             // Boxed: a task keeps what it was given, and once more what becomes of it.
             let session = Box::new(Session {
                 shared,
@@ -142,6 +150,7 @@ where
                 socket,
                 seat,
                 state,
+                traces,
                 waiting,
                 unacked,
                 counted,
@@ -251,7 +260,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 Some(fetched) = &mut fetching => {
                     fetching = None.into();
                     match fetched {
-                        Ok(fetched) => self.state.fetched(fetched, now_ms(), now(), &mut out),
+                        Ok(mut fetched) => {
+                            for (id, parent) in std::mem::take(&mut fetched.traces) {
+                                self.traces.heard(id, parent, Source::Log);
+                            }
+                            self.state.fetched(fetched, now_ms(), now(), &mut out);
+                        }
                         Err(error) => {
                             tracing::warn!(%error, "a log can't be read, trying again");
                             self.state.not_fetched(now());
@@ -260,6 +274,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 }
                 () = &mut alarm => {
                     self.state.tick(now_ms(), now(), &mut out);
+                    self.traces.overdue(&out);
                     alarm.as_mut().reset(self.state.next_tick().into());
                 }
                 () = &mut draining, if !is_draining => {
@@ -275,7 +290,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     fn message(&mut self, message: Message, out: &mut Vec<Output>) -> Option<()> {
         let now = now();
         match message {
-            Message::Text(text) => self.state.text(&text, now_ms(), now, out),
+            Message::Text(text) => {
+                self.traces.received(&text);
+                self.state.text(&text, now_ms(), now, out);
+            }
             Message::Binary(_) => self.state.binary(now_ms(), now, out),
             // A raw frame is never what a read returns.
             Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => self.state.heard(now),
@@ -292,6 +310,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 Delivery::Live { id, prev, body, origin } => {
                     self.state.live(id, prev, &body, origin, now(), out);
                 }
+                Delivery::Traced(id, parent) => self.traces.heard(id, parent, Source::Live),
                 Delivery::Tail(id) => self.state.tail(id, out),
                 Delivery::Frame(frame) => out.push(Output::Send(frame)),
                 Delivery::Close(code, reason) => return Some((code, reason.to_owned())),
@@ -308,13 +327,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         while !out.is_empty() {
             for output in std::mem::take(out) {
                 match output {
-                    Output::Send(frame) => messages.push(Message::Text(frame)),
+                    Output::Send(frame) => {
+                        self.traces.sending(&frame);
+                        messages.push(Message::Text(frame));
+                    }
                     Output::Ping => messages.push(Message::Ping(bytes::Bytes::new())),
-                    Output::Publish { id, sent_at, request } => {
+                    Output::Publish { id, sent_at, traceparent, request } => {
                         if matches!(request, Request::New(_)) {
                             self.shared.contacts.meet(&self.identity.user, request.peer());
                         }
-                        self.publish(id, sent_at, request, out);
+                        self.publish(id, (sent_at, traceparent), request, out);
                     }
                     Output::Typing(peer) => {
                         let (shared, user) = (self.shared.clone(), self.identity.user.clone());
@@ -332,7 +354,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         if messages.is_empty() {
             return Some(steps);
         }
-        match self.socket.write(messages).await {
+        let written = self.socket.write(messages).await;
+        self.traces.written(matches!(written, Written::All));
+        match written {
             Written::All => Some(steps),
             Written::Gone => None,
             Written::Stuck => {
@@ -341,7 +365,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         }
     }
 
-    fn publish(&mut self, id: RequestId, sent_at: i64, request: Request, out: &mut Vec<Output>) {
+    fn publish(
+        &mut self,
+        id: RequestId,
+        (sent_at, parent): (i64, Option<Traceparent>),
+        request: Request,
+        out: &mut Vec<Output>,
+    ) {
+        let is_traced = self.shared.sampler.keeps(parent.as_ref());
+        let span = if is_traced { spans::request(parent, &request) } else { Span::none() };
+        let cause = span.traceparent();
+        if let Some(cause) = cause {
+            self.state.traced(&id, cause.trace());
+        }
+        self.traces.request(&id, span);
         let user = &self.identity.user;
         // The state has refused chats with oneself.
         let Some(chat) = Chat::between(user, request.peer()) else { return };
@@ -357,12 +394,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         let submitted = if self.waiting.set(self.state.open_requests()) {
             Err(command.id)
         } else {
-            self.shared.publisher.submit(&chat, command, &self.seat.inbox)
+            self.shared.publisher.submit(&chat, command, cause, &self.seat.inbox)
         };
-        match submitted {
-            Ok(Some((id, trace))) => self.state.traced(&id, trace),
-            Ok(None) => {}
-            Err(id) => self.state.not_published(&id, now_ms(), out),
+        if let Err(id) = submitted {
+            if !is_traced {
+                spans::keep_error("not_published");
+            }
+            self.state.not_published(&id, now_ms(), out);
         }
     }
 

@@ -9,6 +9,7 @@ use serde_json::{Value, value::RawValue};
 use crate::{
     Error, EventId, RequestId, UserId,
     payload::{About, Arrived, Delete, Delivered, Mark, New, Presence, ReadUpTo, Stored, Typing},
+    telemetry::{self, Traceparent},
 };
 
 /// A request, by `payloadType`.
@@ -55,6 +56,8 @@ pub enum ClientFrame {
         id: RequestId,
         /// The sender's clock, in milliseconds since the Unix epoch.
         timestamp: i64,
+        /// The trace that the client makes it a part of.
+        traceparent: Option<Traceparent>,
         /// What is asked.
         request: Request,
     },
@@ -90,6 +93,8 @@ struct Envelope<'a> {
     payload_type: Option<String>,
     #[serde(default)]
     event_type: Option<String>,
+    #[serde(default, deserialize_with = "telemetry::lenient")]
+    traceparent: Option<Traceparent>,
     #[serde(borrow, default)]
     payload: Option<&'a RawValue>,
 }
@@ -148,7 +153,8 @@ impl Envelope<'_> {
         if let Request::New(new) = &request {
             check_content(new).map_err(|message| refuse(message.into()))?;
         }
-        Ok(ClientFrame::Request { id, timestamp, request })
+        let traceparent = self.traceparent;
+        Ok(ClientFrame::Request { id, timestamp, traceparent, request })
     }
 
     fn event(self) -> Result<ClientFrame, Refusal> {

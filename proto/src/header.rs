@@ -1,7 +1,8 @@
-//! Header names on the broker, and the bridge between trace contexts and headers.
+//! Header names on the broker, and what they say.
 
 use async_nats::{HeaderMap, header::IntoHeaderName};
-use opentelemetry::propagation::Extractor;
+
+use crate::telemetry::Traceparent;
 
 /// The W3C trace context of what caused the message.
 pub const TRACEPARENT: &str = "traceparent";
@@ -10,17 +11,9 @@ pub const REASON: &str = "Herald-Reason";
 /// On a dead letter: the subject the frame came on.
 pub const ORIGIN: &str = "Herald-Origin";
 
-/// Reads a trace context from headers.
-pub struct HeaderExtractor<'a>(pub &'a HeaderMap);
-
-impl Extractor for HeaderExtractor<'_> {
-    fn get(&self, key: &str) -> Option<&str> {
-        self.0.get(key).map(async_nats::HeaderValue::as_str)
-    }
-
-    fn keys(&self) -> Vec<&str> {
-        self.0.iter().map(|(name, _)| name.as_ref()).collect()
-    }
+/// The trace context that a message carries, if what caused it is traced.
+pub fn traceparent(headers: Option<&HeaderMap>) -> Option<Traceparent> {
+    headers?.get(TRACEPARENT)?.as_str().parse().ok()
 }
 
 /// The message id of an event, by which JetStream drops copies: an event comes from one place in one partition of

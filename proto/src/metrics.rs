@@ -69,13 +69,3 @@ pub const ROUND_TRIP: Bounds = Bounds {
 /// Bounds for how many go together.
 pub const BATCH: Bounds =
     Bounds { uppers: &[1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024], per_unit: 1 };
-
-/// The trace of a W3C `traceparent`, if it is sampled: what an exemplar names has to be there to be looked at.
-pub fn sampled_trace(traceparent: &str) -> Option<TraceId> {
-    let mut parts = traceparent.split('-');
-    let (_version, trace, _span, flags) =
-        (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-    let is_sampled = u8::from_str_radix(flags, 16).ok()? & 1 == 1;
-    let trace = TraceId::from_hex(trace).ok()?;
-    (is_sampled && trace != TraceId::INVALID).then_some(trace)
-}

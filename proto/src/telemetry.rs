@@ -1,91 +1,175 @@
-//! Logs and trace contexts, set up alike in both programs.
+//! Logs and traces, set up alike in both programs.
+//!
+//! Nothing is traced unless an OTLP endpoint is set. Which requests are is decided once, where they come in
+//! ([`Sampler`]): one that is not traced never has a [`Span`], and carries nothing.
 
-use std::collections::HashMap;
+use std::{net::SocketAddr, sync::OnceLock, time::Duration};
 
-use async_nats::HeaderMap;
-use opentelemetry::{
-    propagation::TextMapPropagator,
-    trace::{TraceContextExt, TracerProvider},
+use opentelemetry::{InstrumentationScope, KeyValue, trace::TracerProvider as _};
+use opentelemetry_sdk::{
+    Resource,
+    trace::{Sampler as SdkSampler, SdkTracer, SdkTracerProvider},
 };
-use opentelemetry_sdk::{propagation::TraceContextPropagator, trace::SdkTracerProvider};
-use tracing::Span;
-use tracing_opentelemetry::OpenTelemetrySpanExt;
-use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
 
-use crate::header::{self, HeaderExtractor};
+use crate::instance;
 
-/// How log lines look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For people.
-    Pretty,
-    /// One JSON object a line.
-    Json,
+mod budget;
+mod control;
+mod export;
+mod logs;
+mod sampler;
+mod span;
+mod traceparent;
+
+pub use budget::Budget;
+pub use export::dropped_spans;
+pub use logs::LogFormat;
+pub use sampler::{Sampler, keeps_error};
+pub use span::{Beginning, Span};
+pub use traceparent::{Traceparent, lenient};
+
+/// Logs and traces.
+#[derive(Debug, Clone, clap::Args)]
+pub struct TelemetryArgs {
+    /// What to log, as tracing `EnvFilter` directives. --log-listen lets it be changed at run time.
+    #[arg(long, env = "HERALD_LOG", default_value = "info", global = true)]
+    pub log: String,
+    /// How log lines look.
+    #[arg(long, env = "HERALD_LOG_FORMAT", value_enum, default_value_t = LogFormat::Pretty, global = true)]
+    pub log_format: LogFormat,
+    /// Where traces are sent: an OTLP receiver such as the OpenTelemetry Collector. Without it nothing is traced. The
+    /// other standard variables (`OTEL_EXPORTER_OTLP_*`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_BSP_*`) hold too.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", global = true)]
+    pub otlp_endpoint: Option<String>,
+    /// How they are sent.
+    #[arg(
+        long,
+        env = "OTEL_EXPORTER_OTLP_PROTOCOL",
+        value_enum,
+        default_value = "http/protobuf",
+        global = true
+    )]
+    pub otlp_protocol: OtlpProtocol,
+    /// What this service is called in traces. [default: the program's name]
+    #[arg(long, env = "OTEL_SERVICE_NAME", global = true)]
+    pub service_name: Option<String>,
+    /// Where to serve `/log`, on this machine only: `GET` says what is logged, `PUT` with `EnvFilter` directives changes
+    /// it, and with an empty body takes it back to --log. [default: nowhere]
+    #[arg(long, env = "HERALD_LOG_LISTEN", global = true)]
+    pub log_listen: Option<SocketAddr>,
 }
 
-/// Keeps telemetry running; dropping it ends the trace provider.
+/// How traces are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum OtlpProtocol {
+    /// gRPC, by custom on port 4317.
+    Grpc,
+    /// Protobuf over HTTP, by custom on port 4318.
+    #[value(name = "http/protobuf")]
+    HttpProtobuf,
+}
+
+/// Why telemetry can't be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The directives don't parse.
+    #[error("--log: {0}")]
+    Filter(#[from] tracing_subscriber::filter::ParseError),
+    /// Logs are set up already.
+    #[error(transparent)]
+    Twice(#[from] tracing_subscriber::util::TryInitError),
+    /// The log level can't be served.
+    #[error(transparent)]
+    Control(#[from] control::Error),
+    /// The exporter can't be made.
+    #[error("--otlp-endpoint: {0}")]
+    Exporter(#[from] opentelemetry_otlp::ExporterBuildError),
+}
+
+/// Logs and traces under way.
+#[derive(Debug)]
 pub struct Telemetry {
-    provider: SdkTracerProvider,
+    provider: Option<SdkTracerProvider>,
 }
 
-impl Drop for Telemetry {
-    fn drop(&mut self) {
-        // Nothing is exported yet, so there is nothing to lose: a failed shutdown needs no line.
-        let _ = self.provider.shutdown();
-    }
-}
+/// How long the last spans may take to be sent.
+const GOODBYE: Duration = Duration::from_secs(3);
 
-/// Starts logging to standard error and gives spans W3C trace contexts. Spans named by this service are recorded
-/// whatever `filter` (an `EnvFilter` directive list) says about log lines.
+/// Makes spans, if traces are sent anywhere. There is one for the process, as there is one logger.
+static TRACER: OnceLock<SdkTracer> = OnceLock::new();
+
+/// Starts logging to standard error, and sending traces if an endpoint is set.
 ///
 /// # Errors
-/// If `filter` does not parse, or a subscriber is already set.
-pub fn init(
-    service: &'static str,
-    filter: &str,
-    format: LogFormat,
-) -> Result<Telemetry, Box<dyn std::error::Error + Send + Sync>> {
-    let provider = SdkTracerProvider::builder().build();
-    let spans = tracing_opentelemetry::layer().with_tracer(provider.tracer(service)).with_filter(
-        tracing_subscriber::filter::filter_fn(|meta| {
-            meta.is_span() && meta.target().starts_with("herald")
-        }),
-    );
-    let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    let logs = match format {
-        LogFormat::Pretty => logs.boxed(),
-        LogFormat::Json => logs.json().flatten_event(true).boxed(),
+/// [`Error`], which names the flag.
+pub async fn init(service: &'static str, args: &TelemetryArgs) -> Result<Telemetry, Error> {
+    let level = logs::init(&args.log, args.log_format)?;
+    if let Some(address) = args.log_listen {
+        control::serve(address, level).await?;
+    }
+    let Some(processor) = export::processor(args)? else {
+        return Ok(Telemetry { provider: None });
     };
-    tracing_subscriber::registry()
-        .with(spans)
-        .with(logs.with_filter(EnvFilter::try_new(filter)?))
-        .try_init()?;
-    Ok(Telemetry { provider })
+    let provider = SdkTracerProvider::builder()
+        .with_resource(resource(service, args))
+        // Only what is to be kept ever becomes a span.
+        .with_sampler(SdkSampler::AlwaysOn)
+        .with_span_processor(processor)
+        .build();
+    let scope = InstrumentationScope::builder("herald").with_version(env!("CARGO_PKG_VERSION"));
+    // Whoever set it first, logs would not have been set up twice.
+    let _ = TRACER.set(provider.tracer_with_scope(scope.build()));
+    Ok(Telemetry { provider: Some(provider) })
 }
 
-/// The span's trace context as the W3C header `traceparent`; `None` if nothing records it.
-pub fn traceparent(span: &Span) -> Option<String> {
-    let context = span.context();
-    let span = context.span();
-    let context = span.span_context();
-    context.is_valid().then(|| {
-        let (trace, span) = (context.trace_id(), context.span_id());
-        format!("00-{trace}-{span}-{:02x}", context.trace_flags().to_u8())
-    })
+/// Starts logging alone.
+///
+/// # Errors
+/// [`Error`]
+pub fn log(directives: &str, format: LogFormat) -> Result<Telemetry, Error> {
+    logs::init(directives, format)?;
+    Ok(Telemetry { provider: None })
 }
 
-/// Makes what a `traceparent` says the span's parent.
-pub fn continue_trace(span: &Span, traceparent: &str) {
-    let carrier = HashMap::from([(header::TRACEPARENT.to_owned(), traceparent.to_owned())]);
-    // Fails only for a span that no layer records: then there is no trace to continue.
-    let _ = span.set_parent(TraceContextPropagator::new().extract(&carrier));
+/// Who sends the traces. What `OTEL_RESOURCE_ATTRIBUTES` says goes first, except for what has a flag.
+fn resource(service: &'static str, args: &TelemetryArgs) -> Resource {
+    let named = Resource::builder().build();
+    let is_named = |key: &'static str| named.get(&key.into()).is_some();
+    let is_service_named = std::env::var("OTEL_RESOURCE_ATTRIBUTES").is_ok_and(|attributes| {
+        attributes.split(',').any(|one| one.trim().starts_with("service.name="))
+    });
+    let mut attributes = Vec::new();
+    match &args.service_name {
+        Some(name) => attributes.push(KeyValue::new("service.name", name.clone())),
+        None if !is_service_named => attributes.push(KeyValue::new("service.name", service)),
+        None => {}
+    }
+    if !is_named("service.version") {
+        attributes.push(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
+    }
+    if !is_named("service.instance.id") {
+        attributes.push(KeyValue::new("service.instance.id", instance::name(service)));
+    }
+    Resource::builder().with_attributes(attributes).build()
 }
 
-/// Makes the context in the headers, if there is one, the span's parent.
-pub fn set_parent(span: &Span, headers: Option<&HeaderMap>) {
-    if let Some(headers) = headers {
-        let parent = TraceContextPropagator::new().extract(&HeaderExtractor(headers));
-        // Fails only for a span that no layer records: then there is no trace to continue.
-        let _ = span.set_parent(parent);
+/// Whether traces are sent anywhere.
+pub fn is_on() -> bool {
+    TRACER.get().is_some()
+}
+
+impl Telemetry {
+    /// Sends what is left, as far as that is possible within a few seconds.
+    pub async fn shutdown(self) {
+        let Some(provider) = self.provider else { return };
+        let sent = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(GOODBYE));
+        match sent.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the last spans may be lost"),
+            Err(error) => tracing::error!(%error, "the last spans are lost"),
+        }
+        if dropped_spans() > 0 {
+            tracing::warn!(herald.spans.dropped = dropped_spans(), "not all spans were sent");
+        }
     }
 }

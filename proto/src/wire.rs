@@ -5,7 +5,11 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::{DeviceId, RequestId, UserId, frame::Request};
+use crate::{
+    DeviceId, RequestId, UserId,
+    frame::Request,
+    telemetry::{Traceparent, lenient},
+};
 
 /// Clients' requests on their way to a worker, as many of one partition as were waiting at one gateway: the body of
 /// a message in `FRAMES`.
@@ -52,8 +56,8 @@ pub struct Command {
     #[serde(default)]
     pub received_at: i64,
     /// The W3C trace context of its publishing.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub traceparent: Option<String>,
+    #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<Traceparent>,
     /// What is asked.
     pub request: Request,
 }

@@ -41,6 +41,7 @@ mod k8s_nats;
 mod k8s_postgres;
 mod k8s_roll;
 mod load;
+mod logs;
 mod metrics;
 mod overload;
 mod presence;

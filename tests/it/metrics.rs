@@ -1,9 +1,17 @@
 //! The programs tell what they do: by the numbers, by names that dashboards and alerts rely on, and of nobody in person.
 
-use std::time::Duration;
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
-use anyhow::{Result, ensure};
-use herald_tests::{Backend, Client, Cluster, Options, Scrape, eventually};
+use anyhow::{Context as _, Result, ensure};
+use herald_tests::{
+    Backend, Client, Cluster, Options, Scrape, eventually,
+    otlp::Receiver,
+    port,
+    site::{Setup, Site},
+};
 use serde_json::{Value, json};
 
 mod alerts;
@@ -15,8 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// User1 at the first gateway has sent three messages to User2 at the second one, who has taken and read them.
 async fn busy() -> Result<(Cluster, Client, Client)> {
-    let options = Options::of(2, 1).gateway_flags(&["--trace-ratio", "1"]);
-    let cluster = Cluster::start(Backend::Sqlite, options).await?;
+    let cluster = Cluster::start(Backend::Sqlite, Options::of(2, 1)).await?;
     let mut user1 = cluster.connect_to(0, "User1", "phone").await?;
     let mut user2 = cluster.connect_to(1, "User2", "phone").await?;
     for key in ["a", "b", "c"] {
@@ -121,20 +128,45 @@ fn now_seconds() -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_latency_names_a_trace_that_it_was_seen_in() -> Result<()> {
-    let (cluster, ..) = busy().await?;
-    for (gateway, name) in [(0, "response"), (1, "delivery"), (1, "ack")] {
-        let scrape = Scrape::of(cluster.gateways[gateway].metrics).await?;
+async fn a_latency_names_the_trace_that_it_was_seen_in() -> Result<()> {
+    let receiver = Receiver::start().await?;
+    let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, port::free()?));
+    let own = ["--trace-ratio", "1", "--admin-listen", &admin.to_string()].map(ToOwned::to_owned);
+    let site = Site::start(Setup {
+        gateway_flags: [receiver.grpc_flags().as_slice(), &own].concat(),
+        worker_flags: receiver.grpc_flags().to_vec(),
+        env: vec![
+            ("OTEL_BSP_SCHEDULE_DELAY".into(), "100".into()),
+            ("OTEL_METRICS_EXPORTER".into(), "none".into()),
+        ],
+        ..Setup::default()
+    })
+    .await?;
+    let url = |user: &str| format!("{}?userId={user}&deviceId=d", site.urls()[0]);
+    let mut user1 = Client::connect(&url("User1")).await?.without_presence();
+    let mut user2 = Client::connect(&url("User2")).await?.without_presence();
+    user2.ack(0).await?;
+    user1
+        .request("new", json!({"chatId": "User2", "clientMessageId": "k", "message": "hi"}))
+        .await?;
+    take(&mut user2, "new").await?;
+    let scrape = Scrape::of(admin).await?;
+    let mut named = Vec::new();
+    for name in ["response", "delivery", "ack"] {
         let name = format!("herald_gateway_{name}_duration_seconds_bucket");
-        let exemplars: Vec<_> =
-            scrape.matching(&name, &[]).filter_map(|sample| sample.exemplar.as_ref()).collect();
-        assert!(!exemplars.is_empty(), "{name} has no exemplar");
-        for exemplar in exemplars {
-            let trace = &exemplar["trace_id"];
-            assert!(trace.len() == 32 && trace.bytes().all(|byte| byte.is_ascii_hexdigit()));
-        }
+        let samples: Vec<_> = scrape.matching(&name, &[]).collect();
+        let exemplars = samples.iter().filter_map(|sample| sample.exemplar.as_ref());
+        let traces: Vec<String> = exemplars.map(|exemplar| exemplar["trace_id"].clone()).collect();
+        assert_eq!(traces.len(), 1, "{name}");
+        named.extend(traces);
     }
-    Ok(())
+    eventually("the trace is there to be looked at", PATIENCE, async || {
+        let spans = receiver.spans().all();
+        let found = spans.iter().find(|span| span.name == "ack EVENTS").context("no ack yet")?;
+        ensure!(named.iter().all(|trace| *trace == found.trace), "{named:?} {}", found.trace);
+        Ok(())
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -33,6 +33,7 @@ fn event(number: usize) -> Result<Outgoing> {
         id: format!("e{number}"),
         body: to_raw_value(&json!({"type": "event", "number": number, "text": "x".repeat(200)}))?,
         traceparent: None,
+        cause: None,
     })
 }
 

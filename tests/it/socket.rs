@@ -22,7 +22,7 @@ use herald_gateway::{
     tap::{Tap, dial::Dialer},
     waiting::Waiting,
 };
-use herald_proto::{DeviceId, UserId, topology::Topology};
+use herald_proto::{DeviceId, UserId, telemetry::Sampler, topology::Topology};
 use herald_tests::{Backend, Cluster, Options};
 use serde_json::{Value, json};
 use tokio::io::DuplexStream;
@@ -58,11 +58,11 @@ async fn session(cluster: &Cluster, bytes: usize) -> Result<WebSocketStream<Dupl
             context,
             topology,
             gateway.clone(),
-            1.0,
             16,
             Arc::default(),
         ),
         metrics: Arc::default(),
+        sampler: Sampler::new(0.0, 0),
         door: Arc::new(Door::new(&config.limits, Instant::now())),
         waiting: Waiting::new(16),
         registry,

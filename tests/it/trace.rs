@@ -1,54 +1,358 @@
-//! The trace of a client's request goes on through the broker, the worker and the event.
+//! One trace from the sender's frame to the recipient's ack, on processes that send their spans to a real receiver.
 
-use std::collections::HashMap;
+use std::time::Duration;
 
-use anyhow::{Context as _, Result};
-use futures::StreamExt as _;
-use herald_proto::wire::Bundle;
-use herald_tests::{Backend, Cluster, Options};
-use serde_json::json;
+use anyhow::{Context as _, Result, ensure};
+use herald_tests::{
+    Client, eventually, http,
+    observe::{self, Observed},
+    otlp::{Receiver, Span},
+    port,
+    site::{Setup, Site},
+    tree::{Trace, traces},
+};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+/// How long spans may take to come.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The trace of one message between two gateways.
+const WHOLE: &str = "\
+request new [SERVER, herald-gateway]
+  publish FRAMES [PRODUCER, herald-gateway]
+    process FRAMES [CONSUMER, herald-worker]
+      apply FRAMES [CONSUMER, herald-worker]
+      UPDATE partitions INSERT messages UPDATE chats [CLIENT, herald-worker]
+      publish EVENTS [PRODUCER, herald-worker]
+        deliver EVENTS [CONSUMER, herald-gateway]
+          ack EVENTS [SERVER, herald-gateway]
+";
+const CLIENT_TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+const CLIENT_SPAN: &str = "b7ad6b7169203331";
+
+/// Two gateways and a worker that keep that part of all traces.
+fn setup(receiver: &[String], ratio: &str) -> Setup {
+    let gateway_flags = [receiver, &["--trace-ratio".into(), ratio.into()]].concat();
+    let env = vec![("OTEL_BSP_SCHEDULE_DELAY".into(), "100".into())];
+    Setup { gateways: 2, gateway_flags, worker_flags: receiver.to_vec(), env, ..Setup::default() }
+}
+
+fn also(mut setup: Setup, gateway_flags: &[&str], worker_flags: &[&str]) -> Setup {
+    setup.gateway_flags.extend(gateway_flags.iter().map(ToString::to_string));
+    setup.worker_flags.extend(worker_flags.iter().map(ToString::to_string));
+    setup
+}
+
+/// A device's session at a gateway.
+async fn connect(site: &Site, gateway: usize, user: &str) -> Result<Client> {
+    let url = format!("{}?userId={user}&deviceId=d", site.urls()[gateway]);
+    let mut client = Client::connect(&url).await?.without_presence();
+    client.ack(0).await?;
+    Ok(client)
+}
+
+fn new(key: &str) -> Value {
+    json!({"chatId": "User2", "clientMessageId": key, "message": "a secret"})
+}
+
+/// Waits until the only trace there is has that many spans.
+async fn only_trace(receiver: &Receiver, spans: usize, known: &[&str]) -> Result<Trace> {
+    eventually("the trace is whole", PATIENCE, async || {
+        let mut traces = traces(&receiver.spans().all(), known);
+        ensure!(traces.len() == 1, "{} traces", traces.len());
+        let trace = traces.pop().context("no trace")?;
+        ensure!(trace.spans.len() >= spans, "so far:\n{}", trace.shape());
+        Ok(trace)
+    })
+    .await
+}
+
+fn one<'a>(trace: &'a Trace, name: &str) -> &'a Span {
+    let [span] = trace.named(name)[..] else { panic!("not one {name}:\n{}", trace.shape()) };
+    span
+}
+
+fn assert_attributes(span: &Span, expected: &[(&str, &str)]) {
+    for (key, value) in expected {
+        assert_eq!(span.get(key), Some(*value), "{key} of {}: {:?}", span.name, span.attributes);
+    }
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_traceparent_of_a_request_is_on_its_frame_and_on_its_event() -> Result<()> {
-    let cluster =
-        Cluster::start(Backend::Sqlite, Options::default().gateway_flags(&["--trace-ratio", "1"]))
-            .await?;
-    let broker = async_nats::connect(cluster.broker.url()).await?;
-    let mut all = broker.subscribe(">").await?;
-    broker.flush().await?;
-    let mut user1 = cluster.connect("User1").await?;
-    for key in ["a", "b"] {
-        user1
-            .request("new", json!({"chatId": "User2", "clientMessageId": key, "message": "hi"}))
-            .await?;
+async fn a_message_is_one_trace_from_the_senders_frame_to_the_recipients_ack() -> Result<()> {
+    let receiver = Receiver::start().await?;
+    let site = Site::start(setup(&receiver.grpc_flags(), "1")).await?;
+    let mut user1 = connect(&site, 0, "User1").await?;
+    let mut user2 = connect(&site, 1, "User2").await?;
+    user1.request("new", new("k")).await?;
+    let event = user2.event("new").await?;
+    user2.ack(event["id"].as_u64().context("no id")?).await?;
+
+    let trace = only_trace(&receiver, 8, &[]).await?;
+    assert_eq!(trace.shape(), WHOLE);
+    assert_eq!(trace.orphans, 0);
+    let request = one(&trace, "request new");
+    assert_eq!(request.parent, None);
+    assert_attributes(
+        request,
+        &[("network.protocol.name", "websocket"), ("herald.request", "new")],
+    );
+    let publish = one(&trace, "publish FRAMES");
+    let nats = ("messaging.system", "nats");
+    let to_frames = ("messaging.destination.name", "FRAMES");
+    assert_attributes(publish, &[nats, to_frames, ("messaging.operation.type", "send")]);
+    let process = one(&trace, "process FRAMES");
+    let attempt = ("herald.delivery.attempt", "1");
+    assert_attributes(
+        process,
+        &[nats, to_frames, attempt, ("messaging.operation.type", "process")],
+    );
+    let apply = one(&trace, "apply FRAMES");
+    assert_attributes(apply, &[nats, to_frames, ("messaging.batch.message_count", "1")]);
+    assert_eq!(apply.links, [(trace.id.clone(), process.id.clone())], "links to its frames");
+    let transaction = one(&trace, "UPDATE partitions INSERT messages UPDATE chats");
+    let postgres = ("db.system.name", "postgresql");
+    assert_attributes(transaction, &[postgres, ("db.query.summary", &transaction.name)]);
+    let append = one(&trace, "publish EVENTS");
+    let to_events = ("messaging.destination.name", "EVENTS");
+    assert_attributes(append, &[nats, to_events, ("messaging.operation.type", "send")]);
+    let deliver = one(&trace, "deliver EVENTS");
+    let live = ("herald.delivery.source", "live");
+    assert_attributes(deliver, &[nats, to_events, attempt, live]);
+    let ack = one(&trace, "ack EVENTS");
+    assert_attributes(ack, &[nats, to_events, attempt, ("messaging.operation.type", "settle")]);
+    assert!(transaction.end <= append.start && deliver.end <= ack.start, "{}", trace.shape());
+
+    let instance = |span: &Span| span.sender("service.instance.id").to_owned();
+    assert_eq!(instance(request), instance(publish));
+    assert_eq!(instance(deliver), instance(ack));
+    assert_ne!(instance(request), instance(deliver), "two gateways");
+    for (_, span) in &trace.spans {
+        assert_eq!(span.sender("service.version"), env!("CARGO_PKG_VERSION"));
+        assert_eq!(span.error, None, "{}", span.name);
+        let text = format!("{span:?}");
+        assert!(!text.contains("User") && !text.contains("secret"), "says too much: {text}");
     }
-    let mut seen: HashMap<&str, Vec<String>> = HashMap::new();
-    while seen.get("events").is_none_or(|events| events.len() < 2) {
-        let message = all.next().await.context("the broker is gone")?;
-        for kind in ["frames", "events"] {
-            // What a worker is delivered keeps its subject, but answers to an ack: only what is published counts.
-            let is_delivery =
-                message.reply.as_ref().is_some_and(|reply| reply.starts_with("$JS.ACK"));
-            if message.subject.starts_with(&format!("{kind}.")) && !is_delivery {
-                let parents = if kind == "frames" {
-                    let bundle: Bundle = serde_json::from_slice(&message.payload)?;
-                    bundle.commands.into_iter().map(|command| command.traceparent).collect()
-                } else {
-                    let headers = message.headers.as_ref().context("no headers")?;
-                    vec![headers.get("traceparent").map(ToString::to_string)]
-                };
-                let parents: Option<Vec<String>> = parents.into_iter().collect();
-                seen.entry(kind).or_default().extend(parents.context("no traceparent")?);
-            }
+    is_shown(&receiver, &trace).await
+}
+
+/// The page of `cargo dev --observe` lists it, and draws all of its spans.
+async fn is_shown(receiver: &Receiver, trace: &Trace) -> Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    // Nothing answers there: metrics are left blank.
+    let programs = vec![("gone".into(), ([127, 0, 0, 1], port::free()?).into())];
+    let observed = Observed { spans: receiver.spans().clone(), programs };
+    let page = tokio::spawn(observe::serve(listener, observed));
+    let json = async |path: &str| {
+        let (status, text) = http::get(address, path).await?;
+        ensure!(status == 200, "{status}: {text}");
+        Ok(serde_json::from_str::<Value>(&text)?)
+    };
+    let listed = json("/traces").await?;
+    assert_eq!((&listed[0]["id"], &listed[0]["spans"]), (&json!(trace.id), &json!(8)));
+    assert_eq!(json("/metrics").await?, json!([{"program": "gone", "values": null}]));
+    let (_, picture) = http::get(address, &format!("/traces/{}", trace.id)).await?;
+    for (_, span) in &trace.spans {
+        assert!(picture.contains(&format!(">{} <", span.name)), "{} in {picture}", span.name);
+    }
+    page.abort();
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clients_traceparent_decides_over_its_request_and_is_continued() -> Result<()> {
+    let receiver = Receiver::start().await?;
+    // By HTTP, and with what the standard variables say.
+    let setup = also(setup(&receiver.http_flags(), "0"), &["--service-name", "edge"], &[]);
+    let mut site = Site::start(setup).await?;
+    let mut user1 = connect(&site, 0, "User1").await?;
+    let traceparent = |flags| format!("00-{CLIENT_TRACE}-{CLIENT_SPAN}-{flags}");
+    let frame = |id: &str, traceparent: Value| {
+        json!({"type": "request", "id": id, "timestamp": 1, "payloadType": "new", "payload": new(id),
+            "traceparent": traceparent})
+    };
+    let refused = [json!("00-xyz"), json!(7), json!(traceparent("00"))];
+    for (n, traceparent) in refused.into_iter().enumerate() {
+        user1.send(&frame(&n.to_string(), traceparent)).await?;
+        let answer = user1.response(&n.to_string()).await?;
+        assert!(answer.get("error").is_none(), "it is never an error: {answer}");
+    }
+    user1.send(&frame("kept", json!(traceparent("01")))).await?;
+    user1.response("kept").await?;
+    let trace = only_trace(&receiver, 6, &[CLIENT_SPAN]).await?;
+    assert_eq!(trace.id, CLIENT_TRACE);
+    let expected: String =
+        WHOLE.lines().take(6).fold(String::new(), |text, line| text + line + "\n");
+    assert_eq!(trace.shape(), expected.replace("herald-gateway", "edge"));
+    let request = one(&trace, "request new");
+    assert_eq!(request.parent.as_deref(), Some(CLIENT_SPAN));
+    // What is not sampled leaves nothing at all, not even when everything is flushed.
+    site.workers[0].stop().await?;
+    site.gateways[0].stop().await?;
+    assert_eq!(receiver.spans().all().len(), 6);
+    Ok(())
+}
+
+/// Its own spans are lost with it. What the next worker does must not hang from them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_killed_between_commit_and_publish_leaves_one_trace_without_a_gap() -> Result<()> {
+    let receiver = Receiver::start().await?;
+    let setup = also(setup(&receiver.grpc_flags(), "1"), &["--request-timeout", "60s"], &[]);
+    let mut site = Site::start(setup).await?;
+    let mut user1 = connect(&site, 0, "User1").await?;
+    let mut user2 = connect(&site, 1, "User2").await?;
+    let worker = &mut site.workers[0];
+    worker.stop().await?;
+    worker.launch_with("after-commit=return")?;
+    worker.start().await?;
+    let frame = json!({"type": "request", "id": "r", "timestamp": 1, "payloadType": "new", "payload": new("k")});
+    user1.send(&frame).await?;
+    site.workers[0].process()?.wait().await?;
+    site.add_worker().await?;
+    eventually("it is answered", PATIENCE, async || user1.response("r").await).await?;
+    let event = user2.event("new").await?;
+    user2.ack(event["id"].as_u64().context("no id")?).await?;
+
+    let trace = only_trace(&receiver, 8, &[]).await?;
+    let expected = "\
+request new [SERVER, herald-gateway]
+  publish FRAMES [PRODUCER, herald-gateway]
+    process FRAMES [CONSUMER, herald-worker]
+      apply FRAMES [CONSUMER, herald-worker]
+      UPDATE partitions INSERT messages UPDATE chats [CLIENT, herald-worker]
+    publish EVENTS [PRODUCER, herald-worker]
+      deliver EVENTS [CONSUMER, herald-gateway]
+        ack EVENTS [SERVER, herald-gateway]
+";
+    assert_eq!((trace.shape().as_str(), trace.orphans), (expected, 0));
+    assert_attributes(one(&trace, "process FRAMES"), &[("herald.replay", "true")]);
+    assert_attributes(one(&trace, "publish EVENTS"), &[("herald.republished", "true")]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_delivered_again_is_linked_to_the_first_time() -> Result<()> {
+    let receiver = Receiver::start().await?;
+    let setup = also(setup(&receiver.grpc_flags(), "1"), &["--ack-wait", "200ms"], &[]);
+    let site = Site::start(setup).await?;
+    let mut user1 = connect(&site, 0, "User1").await?;
+    let mut user2 = connect(&site, 1, "User2").await?;
+    user1.request("new", new("k")).await?;
+    let event = user2.event("new").await?;
+    assert_eq!(user2.event("new").await?["id"], event["id"]);
+    drop(user2);
+    let mut user2 = connect(&site, 0, "User2").await?;
+    assert_eq!(user2.event("new").await?["id"], event["id"]);
+    user2.ack(event["id"].as_u64().context("no id")?).await?;
+
+    let trace = eventually("the ack's span is there", PATIENCE, async || {
+        let trace = only_trace(&receiver, 10, &[]).await?;
+        ensure!(trace.named("ack EVENTS").len() == 1, "so far:\n{}", trace.shape());
+        Ok(trace)
+    })
+    .await?;
+    assert_eq!(trace.orphans, 0, "{}", trace.shape());
+    let deliveries = trace.named("deliver EVENTS");
+    let append = one(&trace, "publish EVENTS");
+    assert!(deliveries.iter().all(|span| span.parent.as_ref() == Some(&append.id)));
+    let (live, log): (Vec<&Span>, _) =
+        deliveries.iter().partition(|span| span.get("herald.delivery.source") == Some("live"));
+    assert!(live.len() >= 2 && !log.is_empty(), "{}", trace.shape());
+    for some in [&live, &log] {
+        let first = (trace.id.clone(), some[0].id.clone());
+        for (n, span) in some.iter().enumerate() {
+            assert_attributes(span, &[("herald.delivery.attempt", &(n + 1).to_string())]);
+            let expected = if n == 0 { vec![] } else { vec![first.clone()] };
+            assert_eq!(span.links, expected, "delivery {n}");
         }
     }
-    let trace = |parent: &String| parent.split('-').nth(1).unwrap().to_owned();
-    let span = |parent: &String| parent.split('-').nth(2).unwrap().to_owned();
-    let (frames, events) = (&seen["frames"], &seen["events"]);
-    for (frame, event) in frames.iter().zip(events) {
-        assert_eq!(trace(frame), trace(event), "one trace");
-        assert_ne!(span(frame), span(event), "the worker's span is its own");
-    }
-    assert_ne!(trace(&frames[0]), trace(&frames[1]), "each request has its own trace");
+    assert_ne!(live[0].sender("service.instance.id"), log[0].sender("service.instance.id"));
+    assert_eq!(one(&trace, "ack EVENTS").parent.as_ref(), Some(&log[0].id));
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_fails_is_kept_though_it_is_not_sampled_and_its_log_line_names_a_trace_that_is()
+-> Result<()> {
+    let receiver = Receiver::start().await?;
+    let mut setup = also(setup(&receiver.grpc_flags(), "0"), &[], &["--log-format", "json"]);
+    setup.env.push(("FAILPOINTS".into(), "poison=return(bad-)".into()));
+    let site = Site::start(setup).await?;
+    let mut user1 = connect(&site, 0, "User1").await?;
+    for key in ["good", "bad-1"] {
+        user1.request("new", new(key)).await?;
+    }
+    let trace = only_trace(&receiver, 1, &[]).await?;
+    assert_eq!(trace.shape(), "process FRAMES [CONSUMER, herald-worker]\n");
+    assert_eq!(one(&trace, "process FRAMES").error.as_deref(), Some("dead_letter"));
+
+    let frame = json!({"type": "request", "id": "r", "timestamp": 1, "payloadType": "new", "payload": new("bad-2"),
+        "traceparent": format!("00-{CLIENT_TRACE}-{CLIENT_SPAN}-01")});
+    user1.send(&frame).await?;
+    assert_eq!(user1.response("r").await?["error"]["code"], "unavailable");
+    let (trace, process) = eventually("the failed spans are there", PATIENCE, async || {
+        let traces = traces(&receiver.spans().all(), &[CLIENT_SPAN]);
+        let trace =
+            traces.into_iter().find(|trace| trace.id == CLIENT_TRACE).context("no trace")?;
+        let process = trace.named("process FRAMES").pop().context("no worker's span")?.clone();
+        ensure!(trace.named("request new").len() == 1, "so far:\n{}", trace.shape());
+        Ok((trace, process))
+    })
+    .await?;
+    assert_eq!(process.error.as_deref(), Some("dead_letter"));
+    assert_eq!(one(&trace, "request new").error.as_deref(), Some("unavailable"));
+    let log = std::fs::read_to_string(site.logs().join("herald-worker-1.log"))?;
+    let lines = log.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
+    let errors: Vec<&Value> = lines.iter().filter(|line| line["level"] == "ERROR").collect();
+    assert_eq!(errors.len(), 2, "{log}");
+    assert_eq!((&errors[0]["trace_id"], &errors[0]["span_id"]), (&Value::Null, &Value::Null));
+    let ids = (json!(CLIENT_TRACE), json!(process.id));
+    assert_eq!((&errors[1]["trace_id"], &errors[1]["span_id"]), (&ids.0, &ids.1));
+    Ok(())
+}
+
+/// Whoever takes spans and says nothing must cost neither memory nor requests.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_receiver_that_stands_still_costs_spans_that_are_counted_and_nothing_else() -> Result<()>
+{
+    const REQUESTS: usize = 1500;
+    let silent = TcpListener::bind("127.0.0.1:0").await?;
+    let endpoint = format!("http://{}", silent.local_addr()?);
+    let receiver = ["--otlp-endpoint".into(), endpoint, "--otlp-protocol".into(), "grpc".into()];
+    let mut setup = setup(&receiver, "1");
+    setup.gateways = 1;
+    for (name, value) in [("QUEUE_SIZE", "256"), ("EXPORT_BATCH_SIZE", "64")] {
+        setup.env.push((format!("OTEL_BSP_MAX_{name}"), value.into()));
+    }
+    let mut site = Site::start(setup).await?;
+    let mut user1 = connect(&site, 0, "User1").await?;
+    let mut memory = Vec::new();
+    for n in 0..REQUESTS {
+        let answer = user1.request("new", new(&n.to_string())).await?;
+        assert!(answer.get("error").is_none(), "{answer}");
+        if n % (REQUESTS / 3) == 0 {
+            memory.push(resident(site.gateways[0].process()?.pid())?);
+        }
+    }
+    memory.push(resident(site.gateways[0].process()?.pid())?);
+    // Twice the spans that the queue holds lie between these two.
+    assert!(memory[3] < memory[1] + (4 << 20), "grows from {memory:?} bytes");
+    site.gateways[0].stop().await?;
+    let log = std::fs::read_to_string(site.logs().join("herald-gateway-2.log"))?;
+    let complaints = log.lines().filter(|line| line.contains("spans can't be sent")).count();
+    assert!((1..=3).contains(&complaints), "{complaints} lines: one a minute is enough");
+    let last = log.lines().rfind(|line| line.contains("not all spans were sent"));
+    let last = last.context("nothing is said at the end")?;
+    let dropped = last.rsplit('=').next().and_then(|count| count.parse::<usize>().ok());
+    let made = 2 * REQUESTS;
+    assert!(dropped.is_some_and(|dropped| (made - 1000..=made).contains(&dropped)), "{last}");
+    Ok(())
+}
+
+/// A process's memory, in bytes.
+fn resident(pid: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
 }

@@ -35,8 +35,14 @@ pub struct Counts {
     pub allocations: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Bytes that were allocated and not freed.
-    pub kept: i64,
+}
+
+impl Plan {
+    /// How many frames of clients a message takes, both ways: `new` and its answer, the event, its ack and the answer
+    /// to that; and the same once more for the report and the receipt.
+    pub fn frames(&self) -> u64 {
+        if self.receipts { 10 } else { 5 }
+    }
 }
 
 /// Messages before anything is counted: whatever is allocated once is there then.

@@ -161,7 +161,7 @@ impl Cluster {
         database: Database,
         options: Options,
     ) -> Result<Self> {
-        traced();
+        logged();
         let mut peers = servers;
         let broker = peers.remove(0);
         Store::connect(database.url(), 2).await?.migrate().await?;
@@ -285,15 +285,13 @@ impl Cluster {
     }
 }
 
-/// Turns on what the programs turn on in `main`, once: without it spans have no trace contexts. `HERALD_LOG` shows logs.
-fn traced() {
+/// Turns on logs, once, if `HERALD_LOG` says which. Nothing is traced: what is, only processes of their own can tell.
+fn logged() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        let filter = std::env::var("HERALD_LOG").unwrap_or_else(|_| "off".into());
-        match telemetry::init("herald-tests", &filter, telemetry::LogFormat::Pretty) {
-            // Kept for as long as the process lives.
-            Ok(telemetry) => std::mem::forget(telemetry),
-            Err(error) => tracing::error!(%error, "telemetry"),
+        let Ok(directives) = std::env::var("HERALD_LOG") else { return };
+        if let Err(error) = telemetry::log(&directives, telemetry::LogFormat::Pretty) {
+            eprintln!("no logs: {error}");
         }
     });
 }

@@ -85,6 +85,13 @@ impl Program {
         self
     }
 
+    /// Sets environment variables.
+    #[must_use]
+    pub fn envs(mut self, variables: &[(String, String)]) -> Self {
+        self.env.extend(variables.iter().map(|(name, value)| (name.into(), value.into())));
+        self
+    }
+
     /// Runs it in that folder.
     #[must_use]
     pub fn folder(mut self, folder: impl Into<PathBuf>) -> Self {

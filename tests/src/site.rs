@@ -27,6 +27,8 @@ pub struct Setup {
     pub gateway_flags: Vec<String>,
     /// Further flags of each worker.
     pub worker_flags: Vec<String>,
+    /// Further variables of each gateway and worker.
+    pub env: Vec<(String, String)>,
     /// Whether the database server is its own, to be killed.
     pub has_own_database: bool,
     /// The folder with the programs. [default: builds them]
@@ -68,6 +70,7 @@ impl Default for Setup {
             workers: 1,
             gateway_flags: vec![],
             worker_flags: vec![],
+            env: vec![],
             has_own_database: false,
             programs: None,
             release: false,
@@ -205,7 +208,8 @@ impl Site {
                 .args(["run", "--nats-url", &format!("nats://{nats}")])
                 .args(["--database-url", &database_url])
                 .args(["--health-listen", &address.to_string()])
-                .args(flags);
+                .args(flags)
+                .envs(&self.setup.env);
             (program, address)
         })
         .await
@@ -221,7 +225,8 @@ impl Site {
             let program = Program::new(&name, &self.binaries.gateway, log)
                 .args(["--nats-url", &format!("nats://{nats}")])
                 .args(["--listen", &address.to_string(), "--insecure-auth"])
-                .args(flags);
+                .args(flags)
+                .envs(&self.setup.env);
             (program, address)
         })
         .await

@@ -71,7 +71,7 @@ pub async fn run(
     let (gone, settled) = (CancellationToken::new(), CancellationToken::new());
     let tasks = TaskTracker::new();
     let me = instance::name("worker");
-    if let Some(settings) = config.otlp.settings("herald-worker", &me, None) {
+    if let Some(settings) = config.otlp.settings("herald-worker", &me) {
         tasks.spawn(otlp::Exporter::new(registry.clone(), settings)?.run(gone.clone()));
     }
     let serve =

@@ -2,8 +2,10 @@
 
 use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use herald_proto::{broker::BrokerArgs, metrics::otlp::OtlpArgs, runtime::RuntimeArgs};
+use clap::{Args, Parser, Subcommand};
+use herald_proto::{
+    broker::BrokerArgs, metrics::otlp::OtlpArgs, runtime::RuntimeArgs, telemetry::TelemetryArgs,
+};
 
 /// Herald's worker: stores messages, counts what is missed, publishes events.
 #[derive(Debug, Parser)]
@@ -15,21 +17,9 @@ pub struct Cli {
     /// The machine.
     #[command(flatten)]
     pub runtime: RuntimeArgs,
-    /// What to log, as tracing `EnvFilter` directives.
-    #[arg(long, env = "HERALD_LOG", default_value = "info", global = true)]
-    pub log: String,
-    /// How log lines look.
-    #[arg(long, env = "HERALD_LOG_FORMAT", value_enum, default_value_t = LogFormat::Pretty, global = true)]
-    pub log_format: LogFormat,
-}
-
-/// How log lines look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// For people.
-    Pretty,
-    /// One JSON object a line.
-    Json,
+    /// Logs and traces.
+    #[command(flatten)]
+    pub telemetry: TelemetryArgs,
 }
 
 /// What to do.

@@ -16,7 +16,7 @@ use async_nats::{
     jetstream::{self, Context, consumer::DeliverPolicy, kv},
 };
 use futures::StreamExt;
-use herald_proto::{header, subject, topology::Topology};
+use herald_proto::{header, subject, telemetry::Span, topology::Topology};
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +25,7 @@ use crate::{
     frame::Outgoing,
     metrics::{Metrics, Publishing},
     partition::{epoch, is_no_stream},
+    spans,
     store::{EventStream, Store},
 };
 
@@ -113,12 +114,17 @@ impl Events {
             return Ok(());
         }
         self.look_if_due().await?;
+        let mut spans = Vec::new();
         let mut batches: Vec<Vec<Message>> = Vec::new();
         batches.resize_with(usize::from(self.topology.event_streams), Vec::new);
         for event in events {
             let stream = self.topology.event_stream(&event.user);
             if let Some(batch) = batches.get_mut(usize::from(stream)) {
-                batch.push(message(stream, event));
+                let span = spans::publish(event, stream);
+                batch.push(message(stream, event, &span));
+                if span.is_some() {
+                    spans.push(span);
+                }
             }
         }
         let streams: Vec<usize> =
@@ -129,7 +135,11 @@ impl Events {
         self.metrics.publish.observe(began_at.elapsed(), None);
         let outcome = if appended.is_ok() { Publishing::Confirmed } else { Publishing::Failed };
         self.metrics.publishes.inc(outcome);
-        let ends = appended.inspect_err(|_| self.looked_at = None)?;
+        let ends = appended.inspect_err(|_| {
+            self.looked_at = None;
+            spans.iter_mut().for_each(|span| span.fail("not_confirmed"));
+        })?;
+        drop(spans);
         let mut is_behind = false;
         {
             let mut marks = self.marks.lock();
@@ -289,10 +299,10 @@ impl Marks {
     }
 }
 
-fn message(stream: u16, event: &Outgoing) -> Message {
+fn message(stream: u16, event: &Outgoing, span: &Span) -> Message {
     let mut headers = HeaderMap::new();
-    if let Some(traceparent) = &event.traceparent {
-        headers.insert(header::TRACEPARENT, traceparent.as_str());
+    if let Some(traceparent) = span.traceparent().or(event.traceparent) {
+        headers.insert(header::TRACEPARENT, traceparent.to_string());
     }
     headers.insert(async_nats::header::NATS_MESSAGE_ID, event.id.as_str());
     let payload = event.body.get().to_owned().into();

@@ -2,12 +2,16 @@
 
 use std::sync::Arc;
 
-use herald_proto::{Chat, Side, UserId, header, wire::Command};
+use herald_proto::{
+    Chat, Side, UserId, header,
+    telemetry::{Span, Traceparent, lenient},
+    wire::Command,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 /// A client's request, taken from a partition.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Frame {
     /// Its partition.
     pub partition: u16,
@@ -28,7 +32,7 @@ pub struct Frame {
     /// The sender's side of the chat.
     pub side: Side,
     /// The span of this frame's processing: parent of what it causes.
-    pub span: tracing::Span,
+    pub span: Span,
 }
 
 /// Bits of a place that count within a message.
@@ -67,7 +71,10 @@ pub struct Outgoing {
     pub id: String,
     /// The event frame, without `id` and `prev`.
     pub body: Box<RawValue>,
-    /// The trace context of the frame that caused it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub traceparent: Option<String>,
+    /// The trace context that the frame that caused it came with: it outlives this worker.
+    #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<Traceparent>,
+    /// That of the frame's processing, while the worker that processes it lives.
+    #[serde(skip)]
+    pub cause: Option<Traceparent>,
 }

@@ -24,6 +24,7 @@ pub mod metrics;
 pub mod partition;
 pub mod publisher;
 pub mod settle;
+pub mod spans;
 pub mod store;
 pub mod topology;
 pub mod unread;

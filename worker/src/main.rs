@@ -5,7 +5,7 @@ use clap::Parser;
 use herald_proto::{health, signal, telemetry};
 use herald_worker::{
     app,
-    config::{Cli, Command, LogFormat},
+    config::{Cli, Command},
     deadletter, failpoint,
     store::Store,
     topology,
@@ -15,19 +15,26 @@ use tokio_util::sync::CancellationToken;
 
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
-    cli.runtime.clone().run(run(cli)).context("start the runtime")?
+    cli.runtime.clone().run(start(cli)).context("start the runtime")?
 }
 
-async fn run(cli: Cli) -> anyhow::Result<()> {
-    let format = match cli.log_format {
-        LogFormat::Pretty => telemetry::LogFormat::Pretty,
-        LogFormat::Json => telemetry::LogFormat::Json,
+async fn start(mut cli: Cli) -> anyhow::Result<()> {
+    let telemetry = match &cli.command {
+        Command::Run(_) => telemetry::init("herald-worker", &cli.telemetry).await?,
+        // Beside a worker that runs: traces, and who may change what is logged, are its own.
+        _ => telemetry::log(&cli.telemetry.log, cli.telemetry.log_format)?,
     };
-    let _telemetry = telemetry::init("herald-worker", &cli.log, format)
-        .map_err(anyhow::Error::from_boxed)
-        .context("--log")?;
+    if let Command::Run(config) = &mut cli.command {
+        config.otlp.share(&cli.telemetry);
+    }
     let _failpoints = failpoint::setup();
-    match cli.command {
+    let ran = run(cli.command).await;
+    telemetry.shutdown().await;
+    ran
+}
+
+async fn run(command: Command) -> anyhow::Result<()> {
+    match command {
         Command::Run(config) => {
             let listen = config.health.health_listen;
             let health = TcpListener::bind(listen)

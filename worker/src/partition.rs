@@ -14,7 +14,7 @@ use async_nats::jetstream::{
 };
 use futures::{FutureExt, StreamExt};
 use herald_proto::{
-    Chat, subject, telemetry,
+    Chat, subject,
     wire::{Bundle, Command},
 };
 use tokio::sync::{mpsc, oneshot};
@@ -28,6 +28,7 @@ use crate::{
     metrics::{DeadLetterCause, Partitions},
     publisher::{DeadLetter, Publisher},
     settle::Batch,
+    spans,
     store::Store,
 };
 
@@ -70,6 +71,8 @@ struct Message {
     sequence: u64,
     /// When it came in, in nanoseconds since the Unix epoch.
     came_at: i64,
+    /// How often it was delivered, if it was not fetched.
+    attempt: Option<i64>,
     subject: async_nats::Subject,
     payload: bytes::Bytes,
 }
@@ -268,6 +271,7 @@ impl Reader {
                 batch.push(Message {
                     sequence,
                     came_at,
+                    attempt: Some(info.delivered),
                     subject: message.subject.clone(),
                     payload: message.payload.clone(),
                 });
@@ -304,7 +308,8 @@ impl Reader {
                 Ok(StreamMessage { sequence, .. }) if sequence >= before => break,
                 Ok(StreamMessage { sequence, subject, payload, time, .. }) => {
                     next = sequence + 1;
-                    batch.push(Message { sequence, came_at: nanoseconds(time), subject, payload });
+                    let (came_at, attempt) = (nanoseconds(time), None);
+                    batch.push(Message { sequence, came_at, attempt, subject, payload });
                 }
                 Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => break,
                 Err(error) => return Err(Error::broker("fetch a frame")(error)),
@@ -341,7 +346,7 @@ impl Reader {
             let chat = Chat::between(&command.from, command.request.peer())
                 .ok_or("a chat with oneself")?;
             let side = chat.side(&command.from).ok_or("the sender is not in the chat")?;
-            let span = self.span(&command);
+            let span = spans::process(&command, self.partition, message.attempt);
             Ok(Frame {
                 partition: self.partition,
                 place: place(message.sequence, index),
@@ -356,22 +361,6 @@ impl Reader {
             })
         };
         bundle.commands.into_iter().enumerate().map(frame).collect()
-    }
-
-    /// The span of a request's processing, if the request is traced.
-    fn span(&self, command: &Command) -> tracing::Span {
-        let Some(traceparent) = &command.traceparent else { return tracing::Span::none() };
-        let span = tracing::info_span!(
-            "process frame",
-            otel.kind = "consumer",
-            messaging.system = "nats",
-            messaging.operation.name = "process",
-            messaging.destination.name = subject::FRAMES,
-            messaging.destination.partition.id = self.partition,
-            herald.request = command.request.kind(),
-        );
-        telemetry::continue_trace(&span, traceparent);
-        span
     }
 
     async fn put_aside(&self, message: Message, reason: String) -> Result<(), Error> {

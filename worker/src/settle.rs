@@ -25,6 +25,7 @@ use crate::{
     handler,
     metrics::{Metrics, Transaction},
     publisher::{Answered, Publisher},
+    spans,
     store::{self, Store},
     working_set::{Outcome, WorkingSet},
 };
@@ -168,6 +169,7 @@ impl Settler {
 
     async fn settle_together(&mut self, frames: &mut [Frame]) -> Result<(), Error> {
         let began_at = Instant::now();
+        let mut span = spans::apply(frames);
         let (mut pause, mut has_repeats) = (FIRST_PAUSE, false);
         loop {
             let tried_at = Instant::now();
@@ -186,7 +188,10 @@ impl Settler {
                         self.learn_at_last(partition).await?;
                     }
                 }
-                Err(error) => return Err(error),
+                Err(error) => {
+                    span.fail("not_applied");
+                    return Err(error);
+                }
             }
         }
         let applied_at = Instant::now();
@@ -248,6 +253,9 @@ impl Settler {
     /// One transaction: all frames, or none.
     async fn apply(&mut self, frames: &mut [Frame], has_repeats: bool) -> Result<(), Error> {
         let has_replays = self.fences.mark_replays(frames);
+        for frame in frames.iter_mut().filter(|frame| frame.replay) {
+            frame.span.set("herald.replay", true);
+        }
         let remembered = self.remembered(frames);
         failpoint::step("after-begin");
         let store = &self.parts.store;
@@ -255,11 +263,15 @@ impl Settler {
             WorkingSet::load(store, frames, remembered, has_replays || has_repeats, now_ms())
                 .await?;
         let mut answers = Vec::with_capacity(frames.len());
-        for frame in frames.iter() {
+        for frame in frames.iter_mut() {
             if failpoint::is_poisoned(&frame.command) {
                 return Err(store::Error::Corrupt("a test wants it so").into());
             }
-            let answer = frame.span.in_scope(|| handler::handle(&mut set, frame))?;
+            let answer = {
+                let _logs = frame.span.enter();
+                handler::handle(&mut set, frame)?
+            };
+            spans::answered(frame, &answer);
             let id = Some(frame.command.id.as_str().to_owned());
             let response = Response { id, timestamp: set.now, answer };
             answers.push(Answered {
@@ -274,7 +286,13 @@ impl Settler {
             outbox.entry(partition).or_default().push(event);
         }
         changes.moves = self.fences.moves(frames, &outbox)?;
-        self.parts.store.commit(&changes).await?;
+        let mut transactions = spans::transactions(frames, &self.parts.store);
+        let committed = self.parts.store.commit(&changes).await;
+        if let Err(error) = &committed {
+            transactions.iter_mut().for_each(|span| span.fail(error.kind()));
+        }
+        drop(transactions);
+        committed?;
         failpoint::step("after-commit");
         for (frame, answered) in frames.iter().zip(&answers) {
             self.parts.metrics.settled(frame, &answered.response.answer);

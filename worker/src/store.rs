@@ -71,6 +71,14 @@ impl Store {
         self.pool.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Which database it is, as OpenTelemetry names it (`db.system.name`).
+    pub fn system(&self) -> &'static str {
+        match self.db().get_database_backend() {
+            DbBackend::Postgres => "postgresql",
+            _ => "sqlite",
+        }
+    }
+
     /// Does something with the database, but does not wait for ever: what hangs is left behind with its pool.
     async fn within_deadline<T>(
         &self,

@@ -7,7 +7,6 @@ use herald_proto::{
     Chat, ClientMessageId, MessageId, Side, UserId,
     frame::{Event, EventBody, Request},
     metrics::RequestKind,
-    telemetry,
 };
 use serde_json::value::to_raw_value;
 
@@ -257,7 +256,8 @@ impl WorkingSet {
             id: frame.event_id(),
             body: to_raw_value(&Event::new(self.now, body))
                 .map_err(|_| Error::Corrupt("an event is not JSON"))?,
-            traceparent: telemetry::traceparent(&frame.span),
+            traceparent: frame.command.traceparent,
+            cause: frame.span.traceparent(),
         };
         self.events.push((frame.partition, event));
         self.told.push((&frame.command.request).into());

@@ -1,6 +1,6 @@
 //! What a session's rules decide: the only thing that leaves them.
 
-use herald_proto::{CloseCode, EventId, RequestId, UserId, frame::Request};
+use herald_proto::{CloseCode, EventId, RequestId, UserId, frame::Request, telemetry::Traceparent};
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 /// What a session has to do next.
@@ -16,6 +16,8 @@ pub enum Output {
         id: RequestId,
         /// The sender's clock, in milliseconds since the Unix epoch.
         sent_at: i64,
+        /// The trace that its client makes it a part of.
+        traceparent: Option<Traceparent>,
         /// What is asked.
         request: Request,
     },

@@ -11,6 +11,7 @@ use herald_proto::{
     CloseCode, Error, EventId, RequestId, UserId,
     frame::{Answer, ClientFrame, Refusal, Request, Response, to_text},
     metrics::{RequestKind, TraceId},
+    telemetry::Traceparent,
 };
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
@@ -24,6 +25,7 @@ use crate::{
 };
 
 /// A session's state.
+#[derive(Debug)]
 pub struct State {
     user: UserId,
     limits: Arc<Limits>,
@@ -46,6 +48,7 @@ pub struct State {
 }
 
 /// A request that waits for its answer.
+#[derive(Debug)]
 struct Open {
     id: RequestId,
     kind: RequestKind,
@@ -123,8 +126,8 @@ impl State {
         }
         let mut outcome = FrameOutcome::Accepted;
         match frame {
-            Ok(ClientFrame::Request { id, timestamp, request }) => {
-                outcome = self.request(id, timestamp, request, clock, now, out);
+            Ok(ClientFrame::Request { id, timestamp, traceparent, request }) => {
+                outcome = self.request(id, (timestamp, traceparent), request, clock, now, out);
             }
             Ok(ClientFrame::Ack(id)) => self.ack(id, clock, now, out),
             Ok(ClientFrame::Typing(typing)) => self.typing(typing.chat_id, now, out),
@@ -182,7 +185,7 @@ impl State {
     fn request(
         &mut self,
         id: RequestId,
-        sent_at: i64,
+        (sent_at, traceparent): (i64, Option<Traceparent>),
         request: Request,
         clock: i64,
         now: Instant,
@@ -199,7 +202,7 @@ impl State {
         } else {
             let (kind, deadline) = (RequestKind::from(&request), now + self.limits.request_timeout);
             self.open.push_back(Open { id: id.clone(), kind, deadline, trace: None });
-            out.push(Output::Publish { id, sent_at, request });
+            out.push(Output::Publish { id, sent_at, traceparent, request });
             return FrameOutcome::Accepted;
         };
         answer(Some(text_of(&id)), clock, Answer::Failed(error), out);

@@ -19,7 +19,7 @@ fn check(text: &str) -> Result<(), TestCaseError> {
             let answer = to_text(&answer).unwrap();
             prop_assert!(answer.len() <= LONGEST_ANSWER, "{} bytes", answer.len());
         }
-        Ok(ClientFrame::Request { id, timestamp, request }) => {
+        Ok(ClientFrame::Request { id, timestamp, request, .. }) => {
             prop_assert!((1..=64).contains(&id.as_str().chars().count()));
             prop_assert!((1..=128).contains(&request.peer().as_str().len()));
             let (from, traceparent) = (UserId::new("me").unwrap(), None);

@@ -17,14 +17,14 @@ use opentelemetry_proto::tonic::{
 use prost::Message as _;
 use tokio::time::{MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 
 use super::{Family, Kind, Point, Reading, Registry, Sample};
 use crate::clock::now_ms;
 
 mod args;
 
-pub use args::{OtlpArgs, ProtocolArg};
+pub use args::OtlpArgs;
 
 /// Where metrics go, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,7 +58,7 @@ const NANOS_IN_MS: u64 = 1_000_000;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The endpoint is no URL.
-    #[error("the endpoint {0} is no http:// URL")]
+    #[error("the endpoint {0} is no http:// or https:// URL")]
     Endpoint(String),
     /// The collector can't be reached, or refuses.
     #[error("the collector does not take them: {0}")]
@@ -91,20 +91,22 @@ impl Exporter {
     /// If the endpoint is no URL.
     pub fn new(registry: Arc<Registry>, settings: Settings) -> Result<Self, Error> {
         let no_url = || Error::Endpoint(settings.endpoint.clone());
-        if !settings.endpoint.starts_with("http://") {
+        if !["http://", "https://"].iter().any(|scheme| settings.endpoint.starts_with(scheme)) {
             return Err(no_url());
         }
+        // For https. Fails if another part of the process has chosen a provider already, which serves as well.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let client = match settings.protocol {
             Protocol::Grpc => {
                 let endpoint = Endpoint::from_shared(settings.endpoint.clone());
-                let endpoint = endpoint.map_err(|_| no_url())?.connect_timeout(PATIENCE);
+                let mut endpoint = endpoint.map_err(|_| no_url())?.connect_timeout(PATIENCE);
+                if settings.endpoint.starts_with("https://") {
+                    let tls = ClientTlsConfig::new().with_native_roots();
+                    endpoint = endpoint.tls_config(tls).map_err(|_| no_url())?;
+                }
                 Client::Grpc(MetricsServiceClient::new(endpoint.connect_lazy()))
             }
-            Protocol::Http => {
-                // Fails if another part of the process has chosen a provider already, which serves as well.
-                let _ = rustls::crypto::ring::default_provider().install_default();
-                Client::Http(reqwest::Client::builder().build()?)
-            }
+            Protocol::Http => Client::Http(reqwest::Client::builder().build()?),
         };
         Ok(Self { registry, settings, client, started_at: now_nanos() })
     }

@@ -10,7 +10,9 @@ use nix::{
 use tokio::runtime::Handle;
 
 use super::{Kind, Registry};
+use crate::telemetry::dropped_spans;
 
+#[expect(clippy::cast_precision_loss, reason = "Prometheus' numbers are f64")]
 /// Registers the process, its build and the runtime that this is called in.
 pub fn register(registry: &mut Registry, program: &'static str) {
     registry.read_each(
@@ -52,6 +54,12 @@ pub fn register(registry: &mut Registry, program: &'static str) {
         "When the process began, in seconds since the Unix epoch.",
         Kind::Gauge,
         move || started,
+    );
+    registry.read(
+        "herald_dropped_spans",
+        "Spans that were not sent: there were too many, or nobody took them.",
+        Kind::Counter,
+        || dropped_spans() as f64,
     );
     runtime(registry, &Handle::current());
 }

@@ -16,7 +16,7 @@ crate::labels! {
     }
 }
 
-const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 
 fn filled() -> Registry {
     let mut registry = Registry::new();
@@ -26,7 +26,7 @@ fn filled() -> Registry {
     frames.inc(Kind_::Read, Outcome::Failed);
     let waits = registry.histogram("herald_wait_seconds", "How long.", LATENCY);
     waits.observe(Duration::from_millis(1), None);
-    waits.observe(Duration::from_micros(1_001), sampled_trace(TRACE));
+    waits.observe(Duration::from_micros(1_001), TraceId::from_hex(TRACE).ok());
     waits.observe(Duration::from_secs(60), None);
     registry.gauge("herald_open", "Open.").set(-3);
     registry.read_each("herald_lag", "Lag.", Kind::Gauge, |sample| {
@@ -91,19 +91,6 @@ fn a_collector_gets_the_same_numbers_and_exemplars() {
     assert_eq!(point.start_time_unix_nano, 7);
     assert_eq!(point.exemplars.len(), 1);
     assert_eq!(point.exemplars[0].trace_id[..2], [0x4b, 0xf9]);
-}
-
-#[test]
-fn what_is_not_sampled_is_no_exemplar() {
-    assert!(sampled_trace(TRACE).is_some());
-    for bad in [
-        "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00",
-        "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
-        "00-xyz-00f067aa0ba902b7-01",
-        "",
-    ] {
-        assert_eq!(sampled_trace(bad), None, "{bad}");
-    }
 }
 
 #[test]

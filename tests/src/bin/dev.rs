@@ -11,6 +11,8 @@ use clap::Parser;
 use herald_tests::{
     Binaries, Program, broker,
     database::sqlite_url,
+    observe::{self, Observed},
+    otlp::Receiver,
     port, program,
     supervise::{Group, Ready, say},
 };
@@ -38,6 +40,9 @@ struct Args {
     /// Number of workers.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     workers: u16,
+    /// Also serves a page, there, with the latest traces and the key metrics. All requests are traced then.
+    #[arg(long, value_name = "ADDRESS", num_args = 0..=1, default_missing_value = "127.0.0.1:8888")]
+    observe: Option<SocketAddr>,
     /// Folder for data and logs [default: `.data` in the workspace].
     #[arg(long)]
     data_dir: Option<PathBuf>,
@@ -107,6 +112,7 @@ struct Herald {
     nats_url: String,
     database_url: String,
     data_dir: PathBuf,
+    page: Option<SocketAddr>,
     _lock: File,
 }
 
@@ -148,6 +154,11 @@ async fn start(args: &Args, groups: &mut Vec<Group>) -> Result<Herald> {
     .run()
     .await?;
 
+    let mut observer = match args.observe {
+        Some(address) => Some(Observer::start(address).await?),
+        None => None,
+    };
+
     let mut workers = Vec::new();
     for number in 1..=args.workers {
         let health = SocketAddr::from((Ipv4Addr::LOCALHOST, port::free()?));
@@ -155,6 +166,10 @@ async fn start(args: &Args, groups: &mut Vec<Group>) -> Result<Herald> {
         let worker = Program::new(format!("herald-worker {number}"), &binaries.worker, log)
             .args(["run", "--nats-url", &nats_url, "--database-url", &database_url])
             .args(["--health-listen", &health.to_string()]);
+        let worker = match &mut observer {
+            Some(observer) => observer.watch(worker, health),
+            None => worker,
+        };
         workers.push((worker, Ready::Http(health)));
     }
     groups.push(Group::start(workers).await?);
@@ -164,10 +179,56 @@ async fn start(args: &Args, groups: &mut Vec<Group>) -> Result<Herald> {
         let log = new_log(&logs, &format!("herald-gateway-{number}"))?;
         let gateway = Program::new(format!("herald-gateway {number}"), &binaries.gateway, log)
             .args(["--listen", &address.to_string(), "--nats-url", &nats_url, "--insecure-auth"]);
+        let gateway = match &mut observer {
+            Some(observer) => {
+                let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, port::free()?));
+                let gateway = gateway.env("HERALD_ADMIN_LISTEN", admin.to_string());
+                observer.watch(gateway.args(["--trace-ratio", "1"]), admin)
+            }
+            None => gateway,
+        };
         programs.push((gateway, Ready::Http(reachable(*address))));
     }
     groups.push(Group::start(programs).await?);
-    Ok(Herald { gateways, nats_url, database_url, data_dir, _lock: lock })
+    let page = observer.map(Observer::show).transpose()?;
+    Ok(Herald { gateways, nats_url, database_url, data_dir, page, _lock: lock })
+}
+
+/// What `--observe` asks for.
+struct Observer {
+    receiver: Receiver,
+    listener: tokio::net::TcpListener,
+    programs: Vec<(String, SocketAddr)>,
+}
+
+impl Observer {
+    async fn start(address: SocketAddr) -> Result<Self> {
+        let listener = tokio::net::TcpListener::bind(address).await;
+        let listener = listener.with_context(|| format!("--observe: can't listen on {address}"))?;
+        Ok(Self { receiver: Receiver::start().await?, listener, programs: Vec::new() })
+    }
+
+    /// Has a program send its traces here, and its metrics read.
+    fn watch(&mut self, program: Program, metrics: SocketAddr) -> Program {
+        self.programs.push((program.name().to_owned(), metrics));
+        program
+            .args(self.receiver.grpc_flags())
+            .env("OTEL_BSP_SCHEDULE_DELAY", "500")
+            .env("OTEL_METRICS_EXPORTER", "none")
+    }
+
+    /// Serves the page for as long as this program runs.
+    fn show(self) -> Result<SocketAddr> {
+        let Self { receiver, listener, programs } = self;
+        let address = listener.local_addr()?;
+        tokio::spawn(async move {
+            let observed = Observed { spans: receiver.spans().clone(), programs };
+            if let Err(error) = observe::serve(listener, observed).await {
+                say(format_args!("the page is not served any more: {error:#}"));
+            }
+        });
+        Ok(address)
+    }
 }
 
 /// The addresses that the gateways will listen on, all of them free.
@@ -235,6 +296,8 @@ impl Herald {
         // User2 on another gateway, if there is one.
         let last = urls.last().map_or("", String::as_str);
         let data = self.data_dir.display();
+        let page =
+            self.page.map(|page| format!("\n  observe    http://{page}")).unwrap_or_default();
         say(format_args!(
             r#"
 herald is ready
@@ -242,7 +305,7 @@ herald is ready
   WebSocket  {urls}
   NATS       {nats}
   database   {database}
-  logs       {data}/logs/*.log
+  logs       {data}/logs/*.log{page}
 
 Connect as two users, each in a terminal of its own, with any WebSocket client:
 

@@ -60,6 +60,7 @@ pub async fn run(args: &Args) -> Result<Outcome> {
         workers: args.workers.into(),
         gateway_flags: args.gateway_flag.clone(),
         worker_flags: args.worker_flag.clone(),
+        env: vec![],
         has_own_database: true,
         programs: args.programs.clone(),
         release: args.release,

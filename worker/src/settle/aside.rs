@@ -15,6 +15,7 @@ use crate::{
     frame::{Frame, message_of},
     metrics::DeadLetterCause,
     publisher::{Answered, DeadLetter},
+    spans,
     store::Changes,
 };
 
@@ -29,12 +30,15 @@ impl Settler {
         reason: &Error,
     ) -> Result<(), Error> {
         for frame in &mut frames {
+            spans::fail(frame, "dead_letter");
+            let logs = frame.span.enter();
             tracing::error!(
                 error = %reason,
                 messaging.destination.partition.id = frame.partition,
                 herald.sequence = message_of(frame.place),
                 "a frame can't be applied, it goes to DEADLETTER"
             );
+            drop(logs);
             let mut pause = FIRST_PAUSE;
             while let Err(error) = self.put_one_aside(frame, reason).await {
                 self.fences.forget(frame.partition);

@@ -52,6 +52,18 @@ impl Error {
         }
     }
 
+    /// What kind it is, for traces: one of few.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Fenced => "fenced",
+            Self::Taken => "taken",
+            Self::Late => "timeout",
+            Self::Schema(_) => "schema",
+            Self::Corrupt(_) => "corrupt",
+            Self::Database(_) => "database",
+        }
+    }
+
     /// What an error of an insert into `messages` means.
     pub(super) fn or_taken(self) -> Self {
         match self {

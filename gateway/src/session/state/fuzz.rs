@@ -200,7 +200,8 @@ fn apply(
                 seen.cursor = *place;
             }
             let is_there = resync.is_none();
-            let fetched = Fetched { events, more: *more, is_there, resync: resync.map(EventId) };
+            let resync = resync.map(EventId);
+            let fetched = Fetched { events, more: *more, is_there, resync, ..Fetched::default() };
             state.fetched(fetched, clock, *now, &mut out);
         }
         Input::FetchFails => {

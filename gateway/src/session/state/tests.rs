@@ -60,8 +60,12 @@ impl Test {
 
     fn fetched(&mut self, ids: &[u64], more: bool) {
         let event = |id: &u64| (EventId(*id), format!("{{\"n\":{id}}}").into());
-        let fetched =
-            Fetched { events: ids.iter().map(event).collect(), more, is_there: true, resync: None };
+        let fetched = Fetched {
+            events: ids.iter().map(event).collect(),
+            more,
+            is_there: true,
+            ..Fetched::default()
+        };
         self.state.fetched(fetched, CLOCK, self.now, &mut self.out);
     }
 
@@ -189,7 +193,7 @@ fn a_resync_forgets_what_was_unacked_and_goes_on_from_where_the_log_begins() {
     test.live(30, 25);
     test.take();
     let events = vec![(EventId(30), r#"{"n":30}"#.into())];
-    let fetched = Fetched { events, more: false, is_there: false, resync: Some(EventId(29)) };
+    let fetched = Fetched { events, resync: Some(EventId(29)), ..Fetched::default() };
     test.state.fetched(fetched, CLOCK, test.now, &mut test.out);
     let out = test.take();
     assert!(out.contains(&Output::StoreCursor(EventId(29))), "{out:?}");

@@ -1,0 +1,113 @@
+//! Log lines on standard error, with the ids of the span they belong to, and a level that can be changed while the
+//! program runs.
+
+use std::{fmt, io::IsTerminal as _};
+
+use opentelemetry::{Context, trace::TraceContextExt};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry,
+    filter::{FilterExt as _, filter_fn},
+    fmt::{
+        FmtContext,
+        format::{FormatEvent, FormatFields, Writer},
+    },
+    layer::SubscriberExt,
+    registry::LookupSpan,
+    reload,
+    util::SubscriberInitExt,
+};
+
+use super::Error;
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Pretty,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What is logged, and may be changed. Clones share it.
+#[derive(Debug, Clone)]
+pub(super) struct LogLevel {
+    handle: reload::Handle<EnvFilter, Registry>,
+    initial: String,
+}
+
+impl LogLevel {
+    /// What is logged, as `EnvFilter` directives.
+    pub(super) fn get(&self) -> String {
+        self.handle.with_current(ToString::to_string).unwrap_or_default()
+    }
+
+    /// Logs what these directives say from now on; none mean what the program was started with.
+    ///
+    /// # Errors
+    /// If they don't parse. Then nothing changes.
+    pub(super) fn set(&self, directives: &str) -> Result<(), Error> {
+        let directives = if directives.is_empty() { &self.initial } else { directives };
+        // Fails only when the logger is gone, and so is the program.
+        let _ = self.handle.reload(EnvFilter::try_new(directives)?);
+        Ok(())
+    }
+}
+
+/// Starts logging.
+pub(super) fn init(directives: &str, format: LogFormat) -> Result<LogLevel, Error> {
+    let (filter, handle) = reload::Layer::new(EnvFilter::try_new(directives)?);
+    let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    // In a file, colours are noise.
+    let logs = if std::io::stderr().is_terminal() { logs } else { logs.with_ansi(false) };
+    let logs = match format {
+        LogFormat::Pretty => logs.map_event_format(|inner| WithIds { inner, format }).boxed(),
+        LogFormat::Json => {
+            let logs = logs.json().flatten_event(true);
+            logs.map_event_format(|inner| WithIds { inner, format }).boxed()
+        }
+    };
+    // At TRACE the NATS client and the WebSocket library tell what passes through them, which is what users write.
+    let discreet =
+        filter_fn(|meta| meta.target().starts_with("herald") || *meta.level() != Level::TRACE);
+    tracing_subscriber::registry().with(logs.with_filter(filter.and(discreet))).try_init()?;
+    Ok(LogLevel { handle, initial: directives.to_owned() })
+}
+
+/// Adds the ids of the current span to a line, under the names that OpenTelemetry gives them outside OTLP.
+struct WithIds<F> {
+    inner: F,
+    format: LogFormat,
+}
+
+impl<S, N, F> FormatEvent<S, N> for WithIds<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let current = Context::map_current(|current| {
+            let span = current.span();
+            let span = span.span_context();
+            span.is_valid().then(|| (span.trace_id(), span.span_id()))
+        });
+        let Some((trace, span)) = current else {
+            return self.inner.format_event(context, writer, event);
+        };
+        let mut line = String::new();
+        self.inner.format_event(context, Writer::new(&mut line), event)?;
+        let line = line.trim_end();
+        match (self.format, line.strip_suffix('}')) {
+            (LogFormat::Json, Some(object)) => {
+                writeln!(writer, r#"{object},"trace_id":"{trace}","span_id":"{span}"}}"#)
+            }
+            _ => writeln!(writer, "{line} trace_id={trace} span_id={span}"),
+        }
+    }
+}
