@@ -301,7 +301,7 @@ impl Origin {
     /// What an event's message id and trace context say.
     pub fn of(message_id: Option<&str>, parent: Option<Traceparent>) -> Self {
         let at = message_id.and_then(header::received_at).unwrap_or(0);
-        Self { at, trace: parent.map(|parent| parent.trace()) }
+        Self { at, trace: parent.map(|parent| TraceId::from_bytes(parent.trace_id())) }
     }
 
     /// How long ago that was; gateways' clocks may differ, but nothing takes less than no time.

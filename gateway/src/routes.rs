@@ -12,7 +12,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use herald_proto::CloseCode;
+use herald_proto::{CloseCode, telemetry::Span};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
@@ -22,6 +22,7 @@ use crate::{
     error::Error,
     metrics::Login,
     session::{self, Identity, Shared, Socket},
+    spans,
 };
 
 /// What the routes act on.
@@ -67,17 +68,27 @@ async fn websocket(State(app): State<App>, mut request: Request) -> Response {
         response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, bearer);
     }
     let upgrade = hyper::upgrade::on(&mut request);
+    let parent =
+        request.headers().get("traceparent").and_then(|text| text.to_str().ok()?.parse().ok());
+    let is_traced = app.shared.sampler.keeps(parent.as_ref());
+    let span = if is_traced { spans::handshake(parent) } else { Span::none() };
     let identity = app.authenticator.identify(request.headers(), request.uri()).await;
     app.shared.tasks.clone().spawn(async move {
         match upgrade.await {
-            Ok(stream) => serve(app.shared, TokioIo::new(stream), identity).await,
+            Ok(stream) => serve(app.shared, TokioIo::new(stream), identity, span).await,
             Err(error) => tracing::debug!(%error, "a client left during its handshake"),
         }
     });
     response
 }
 
-async fn serve(shared: Arc<Shared>, stream: TokioIo<Upgraded>, identity: Result<Identity, Error>) {
+/// Begins the client's session, or says why not; `span` lasts until then.
+async fn serve(
+    shared: Arc<Shared>,
+    stream: TokioIo<Upgraded>,
+    identity: Result<Identity, Error>,
+    mut span: Span,
+) {
     let (limits, logins) = (&shared.limits, &shared.metrics.logins);
     let hard_limit = limits.max_frame_bytes.saturating_mul(4);
     let socket = Socket::new(stream, hard_limit, limits.write_timeout).await;
@@ -96,7 +107,10 @@ async fn serve(shared: Arc<Shared>, stream: TokioIo<Upgraded>, identity: Result<
         },
         Err(error) => {
             logins.inc(Login::Unauthenticated);
+            let logs = span.enter();
             tracing::info!(%error, "a client is not let in");
+            drop(logs);
+            span.set("error.type", i64::from(error.close_code().code()).to_string());
             socket.close(error.close_code(), &error.to_string()).await;
         }
     }

@@ -12,7 +12,7 @@ use herald_proto::{
     Chat, CloseCode, DeviceId, EventId, RequestId, UserId,
     clock::now_ms,
     frame::{Event, EventBody, Request},
-    metrics::Part,
+    metrics::{Part, TraceId},
     payload::Typing,
     subject,
     telemetry::{Sampler, Span, Traceparent},
@@ -376,7 +376,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         let span = if is_traced { spans::request(parent, &request) } else { Span::none() };
         let cause = span.traceparent();
         if let Some(cause) = cause {
-            self.state.traced(&id, cause.trace());
+            self.state.traced(&id, TraceId::from_bytes(cause.trace_id()));
         }
         self.traces.request(&id, span);
         let user = &self.identity.user;

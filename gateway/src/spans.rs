@@ -8,7 +8,7 @@
 //!          └─ ack EVENTS (SERVER: until its response is written)
 //! ```
 //!
-//! A request is a SERVER span and no CONSUMER: its client waits for the answer. Users, messages and ids of chats never
+//! A handshake is a trace of its own, `GET /ws`. A request is a SERVER span and no CONSUMER: its client waits for the answer. Users, messages and ids of chats never
 //! become attributes.
 
 use std::time::SystemTime;
@@ -30,6 +30,19 @@ pub enum Source {
     Live,
     /// It was read from the log.
     Log,
+}
+
+/// A client's handshake, until its session has begun.
+pub fn handshake(parent: Option<Traceparent>) -> Span {
+    Span::server("GET /ws")
+        .parent(parent)
+        .with("http.request.method", "GET")
+        .with("http.route", "/ws")
+        .with("http.response.status_code", 101_i64)
+        .with("url.path", "/ws")
+        .with("url.scheme", "http")
+        .with("network.protocol.name", "http")
+        .start()
 }
 
 /// A client's request, until its response is written.

@@ -56,12 +56,12 @@ async fn a_frame_that_is_not_readable_is_put_aside_and_its_neighbours_are_applie
     let subject = subject::frames(partition);
     let broker = jetstream::new(async_nats::connect(cluster.nats_url()).await?);
     send(&mut user1, "before").await?;
+    expect(&mut user2, "before", 1).await?;
     let bodies = ["{\"secret\":", "{}", "\u{fffd}", ""];
     for body in bodies {
         broker.publish(subject.clone(), body.into()).await?.await?;
     }
     assert_eq!(send(&mut user1, "after").await?["payload"]["messageId"], 2);
-    expect(&mut user2, "before", 1).await?;
     expect(&mut user2, "after", 2).await?;
     user2.nothing_more().await?;
 

@@ -55,10 +55,11 @@ fn new(key: &str) -> Value {
     json!({"chatId": "User2", "clientMessageId": key, "message": "a secret"})
 }
 
-/// Waits until the only trace there is has that many spans.
+/// Waits until the only trace there is, besides those of handshakes, has that many spans.
 async fn only_trace(receiver: &Receiver, spans: usize, known: &[&str]) -> Result<Trace> {
     eventually("the trace is whole", PATIENCE, async || {
         let mut traces = traces(&receiver.spans().all(), known);
+        traces.retain(|trace| trace.named("GET /ws").is_empty());
         ensure!(traces.len() == 1, "{} traces", traces.len());
         let trace = traces.pop().context("no trace")?;
         ensure!(trace.spans.len() >= spans, "so far:\n{}", trace.shape());
@@ -191,6 +192,24 @@ async fn a_clients_traceparent_decides_over_its_request_and_is_continued() -> Re
     site.workers[0].stop().await?;
     site.gateways[0].stop().await?;
     assert_eq!(receiver.spans().all().len(), 6);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handshake_is_a_span_in_its_clients_trace() -> Result<()> {
+    let receiver = Receiver::start().await?;
+    let site = Site::start(setup(&receiver.grpc_flags(), "0")).await?;
+    let url = format!("{}?userId=User1", site.urls()[0]);
+    let traceparent = format!("00-{CLIENT_TRACE}-{CLIENT_SPAN}-01");
+    let _user1 = Client::connect_with(&url, &[("traceparent", &traceparent)]).await?;
+    let span = eventually("its span is there", PATIENCE, async || {
+        receiver.spans().all().pop().context("no span")
+    })
+    .await?;
+    assert_eq!((span.name.as_str(), span.kind), ("GET /ws", "SERVER"));
+    assert_eq!((span.trace.as_str(), span.parent.as_deref()), (CLIENT_TRACE, Some(CLIENT_SPAN)));
+    let status = ("http.response.status_code", "101");
+    assert_attributes(&span, &[("http.request.method", "GET"), ("http.route", "/ws"), status]);
     Ok(())
 }
 
@@ -345,7 +364,8 @@ async fn a_receiver_that_stands_still_costs_spans_that_are_counted_and_nothing_e
     let last = log.lines().rfind(|line| line.contains("not all spans were sent"));
     let last = last.context("nothing is said at the end")?;
     let dropped = last.rsplit('=').next().and_then(|count| count.parse::<usize>().ok());
-    let made = 2 * REQUESTS;
+    // A handshake is one more.
+    let made = 2 * REQUESTS + 1;
     assert!(dropped.is_some_and(|dropped| (made - 1000..=made).contains(&dropped)), "{last}");
     Ok(())
 }

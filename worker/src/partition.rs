@@ -77,9 +77,45 @@ struct Message {
     payload: bytes::Bytes,
 }
 
+/// Deliveries that are settled and not yet acknowledged. One acknowledgement stands for all before it, and nobody waits
+/// for it: it only tells the broker from where on another worker would have to look.
+struct Settled {
+    last: Option<jetstream::Message>,
+    messages: usize,
+    /// When they have to be acknowledged.
+    due: tokio::time::Instant,
+}
+
+/// How long an acknowledgement may wait for more to acknowledge.
+const ACK_INTERVAL: Duration = Duration::from_millis(50);
 const PULL_EXPIRES: Duration = Duration::from_secs(10);
 const PULL_HEARTBEAT: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(500);
+
+impl Default for Settled {
+    fn default() -> Self {
+        Self { last: None, messages: 0, due: tokio::time::Instant::now() }
+    }
+}
+
+impl Settled {
+    fn add(&mut self, mut delivered: Vec<jetstream::Message>) {
+        if self.last.is_none() {
+            self.due = tokio::time::Instant::now() + ACK_INTERVAL;
+        }
+        self.messages += delivered.len();
+        self.last = delivered.pop();
+    }
+
+    async fn acknowledge(&mut self) -> Result<(), Error> {
+        self.messages = 0;
+        if let Some(last) = self.last.take() {
+            last.ack().await.map_err(Error::broker("acknowledge frames"))?;
+            failpoint::step("after-ack");
+        }
+        Ok(())
+    }
+}
 
 /// When a stream was created, in nanoseconds since the Unix epoch: tells it from one of the same name before it.
 pub fn epoch(info: &jetstream::stream::Info) -> i64 {
@@ -148,12 +184,17 @@ impl Reader {
             .map_err(Error::broker("pull a partition's frames"))?;
         let mut messages = pin!(messages);
         let mut share = self.share.clone();
+        let mut settled = Settled::default();
         loop {
             let first = tokio::select! {
                 biased;
-                () = self.stop.cancelled() => return Ok(()),
-                () = share.lost(self.partition) => return Ok(()),
+                () = self.stop.cancelled() => return settled.acknowledge().await,
+                () = share.lost(self.partition) => return settled.acknowledge().await,
                 message = messages.next() => message,
+                () = tokio::time::sleep_until(settled.due), if settled.last.is_some() => {
+                    settled.acknowledge().await?;
+                    continue;
+                }
             };
             let mut delivered = Vec::new();
             let mut next = first;
@@ -178,10 +219,12 @@ impl Reader {
                     None => break None,
                 }
             };
-            if let Some(last) = delivered.last() {
+            if !delivered.is_empty() {
                 self.take(position, &delivered).await?;
-                last.ack().await.map_err(Error::broker("acknowledge frames"))?;
-                failpoint::step("after-ack");
+                settled.add(delivered);
+            }
+            if failure.is_some() || settled.messages >= self.max_frames {
+                settled.acknowledge().await?;
             }
             if let Some(failure) = failure {
                 return Err(failure);

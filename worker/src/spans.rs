@@ -72,13 +72,15 @@ pub fn transactions(batch: &[Frame], store: &Store) -> Vec<Span> {
     let size = i64::try_from(batch.len()).unwrap_or(i64::MAX);
     let transaction = |frame: &Frame| {
         let parent = frame.span.traceparent()?;
-        let span = Span::client(SUMMARY)
+        let mut span = Span::client(SUMMARY)
             .parent(Some(parent))
             .with("db.system.name", store.system())
-            .with("db.operation.name", "COMMIT")
             .with("db.query.summary", SUMMARY)
-            .with("db.operation.batch.size", size);
-        Some(span.start())
+            .start();
+        if size > 1 {
+            span.set("db.operation.batch.size", size);
+        }
+        Some(span)
     };
     batch.iter().filter_map(transaction).collect()
 }

@@ -136,6 +136,8 @@ impl Open {
     }
 
     fn deliver(&mut self, id: EventId) {
+        // Events go in the order of their ids: one before it that was not sent by now was known to the session already.
+        self.events.retain(|event| event.id >= id || event.first.is_some());
         let Some(event) = self.events.iter_mut().find(|event| event.id == id) else { return };
         event.attempts += 1;
         let since = if event.attempts == 1 { event.heard_at } else { SystemTime::now() };
@@ -219,6 +221,16 @@ mod tests {
         assert_eq!(traces.0.as_ref().unwrap().events.len(), 1, "it was not sent yet");
         traces.0.as_mut().unwrap().events[0].first = Some(parent);
         traces.received(r#"{"type":"ack","id":0}"#);
+        traces.written(true);
+        assert!(traces.0.is_none());
+    }
+
+    #[test]
+    fn an_event_that_the_session_had_already_is_forgotten_with_the_next_one() {
+        let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".parse().unwrap();
+        let mut traces = Traces::default();
+        traces.heard(EventId(7), parent, Source::Live);
+        traces.sending(r#"{"id":8,"prev":7}"#);
         traces.written(true);
         assert!(traces.0.is_none());
     }

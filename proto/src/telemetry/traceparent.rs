@@ -29,8 +29,8 @@ impl Traceparent {
     }
 
     /// The trace.
-    pub fn trace(&self) -> TraceId {
-        self.trace
+    pub fn trace_id(&self) -> [u8; 16] {
+        self.trace.to_bytes()
     }
 
     /// Whether who sent it keeps the trace.

@@ -81,6 +81,9 @@ pub struct Args {
     /// How many events wait for each device in `reconnect` and `catch-up`.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub events: u32,
+    /// How many events each device has acked before that: one that never had any is dearer to catch up.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    pub acked: u32,
     /// How many requests wait for the workers in `backlog`, in the chats of --pairs.
     #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     pub frames: u32,

@@ -5,12 +5,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use tokio::task::JoinSet;
+use tokio::sync::Semaphore;
 
 use super::{
     args::{Args, Mode},
+    arrivals::Arrivals,
     aside::Aside,
     chat::run_name,
     connection::Connection,
@@ -37,7 +38,16 @@ pub async fn run(args: &Args, urls: &[String], watched: &[Watched]) -> Result<Me
         device.close().await;
     }
     let users: Vec<String> = crowd.iter().map(|login| login.user.clone()).collect();
-    fill::run(args, urls, &users).await?;
+    let mut lives: Vec<Arrivals> = crowd.iter().map(|_| Arrivals::default()).collect();
+    if args.acked > 0 {
+        fill::run(args, urls, &users, args.acked).await?;
+        let returned = come_back(args, &crowd, lives, args.acked, FIRST_LOGINS).await?;
+        let taken: u64 = returned.iter().map(|device| device.events).sum();
+        let expected = u64::from(args.connections) * u64::from(args.acked);
+        ensure!(taken == expected, "{taken} of {expected} first events came");
+        lives = returned.into_iter().map(|device| device.arrivals).collect();
+    }
+    fill::run(args, urls, &users, args.events).await?;
     let aside = Aside::begin(args, urls).await?;
     // They get what waits for them, and have not acked it when their connections are lost.
     let connected = match args.mode {
@@ -49,11 +59,13 @@ pub async fn run(args: &Args, urls: &[String], watched: &[Watched]) -> Result<Me
     let begun = Instant::now();
     // Without a word, as when a network is lost.
     drop(connected);
-    let returned = come_back(args, crowd).await?;
+    let returned = come_back(args, &crowd, lives, args.events, args.logins()).await?;
     aside.calm();
     let after = usage::all(watched)?;
-    let mut measured = told(args, begun, returned)?;
+    let elapsed = begun.elapsed();
+    let mut measured = told(args, begun, &returned)?;
     measured.processes = Process::of_all(watched, &before, &after);
+    measured.seconds = elapsed.as_secs_f64();
     aside.end(&mut measured).await?;
     Ok(measured)
 }
@@ -78,32 +90,43 @@ async fn come_in(args: &Args, crowd: &[Login]) -> Result<Vec<Connection>> {
     Ok(connections)
 }
 
-async fn come_back(args: &Args, crowd: Vec<Login>) -> Result<Vec<Returned>> {
-    let turns = Arc::new(tokio::sync::Semaphore::new(args.logins()));
-    let mut tasks = JoinSet::new();
-    for login in crowd {
-        tasks.spawn(returner::run(login, u64::from(args.events), args.patience, turns.clone()));
-    }
+/// Lets each device come in and take so many events, in the crowd's order.
+async fn come_back(
+    args: &Args,
+    crowd: &[Login],
+    lives: Vec<Arrivals>,
+    events: u32,
+    at_once: usize,
+) -> Result<Vec<Returned>> {
+    let turns = Arc::new(Semaphore::new(at_once));
+    let tasks = crowd.iter().zip(lives).map(|(login, life)| {
+        let (login, turns, patience) = (login.clone(), turns.clone(), args.patience);
+        tokio::spawn(returner::run(login, life, events.into(), patience, turns))
+    });
+    // All are spawned before one is waited for.
+    let tasks: Vec<_> = tasks.collect();
     let (mut returned, mut said) = (Vec::new(), Instant::now());
-    while let Some(device) = tasks.join_next().await {
-        returned.push(device?);
+    for task in tasks {
+        returned.push(task.await?);
         if said.elapsed() > Duration::from_secs(1) {
             said = Instant::now();
-            eprintln!("{} of {} have caught up", returned.len(), args.connections);
+            eprintln!("the first {} of {} have caught up", returned.len(), crowd.len());
         }
     }
     Ok(returned)
 }
 
-fn told(args: &Args, begun: Instant, returned: Vec<Returned>) -> Result<Measured> {
+fn told(args: &Args, begun: Instant, returned: &[Returned]) -> Result<Measured> {
     let last = returned.iter().map(|device| device.caught_up_at).max().context("nobody")?;
     let in_at = returned.iter().filter_map(|device| device.in_at).max().unwrap_or(last);
     let events: u64 = returned.iter().map(|device| device.events).sum();
     let expected = u64::from(args.connections) * u64::from(args.events);
     let seconds = (last - begun).as_secs_f64();
+    let complete = returned.iter().filter(|device| device.events == u64::from(args.events));
     let mut figures = vec![
-        Figure::new("until all are in", (in_at - begun).as_secs_f64(), "s"),
-        Figure::new("until all are caught up", seconds, "s"),
+        Figure::count("devices caught up", u64::try_from(complete.count())?, "in all"),
+        Figure::new("until the last is in", (in_at - begun).as_secs_f64(), "s"),
+        Figure::new("until the last is caught up", seconds, "s"),
         Figure::new("events taken", figure::number(events) / seconds.max(1e-9), "/s"),
         Figure::count("events taken in all", events, ""),
         Figure::count(
@@ -118,5 +141,5 @@ fn told(args: &Args, begun: Instant, returned: Vec<Returned>) -> Result<Measured
     let mut faults = Faults::default();
     returned.iter().for_each(|device| faults += device.faults);
     faults.lost_events += expected.saturating_sub(events);
-    Ok(Measured { figures, seconds, per: (events, "event"), faults, ..Measured::default() })
+    Ok(Measured { figures, per: (events, "event"), faults, ..Measured::default() })
 }

@@ -21,18 +21,18 @@ const OPEN: usize = 32;
 /// How long to wait after an error that does not say how long.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Sends each user `--events` messages; each is answered when this returns.
+/// Sends each user so many messages; each is answered when this returns.
 ///
 /// # Errors
 /// If a writer can't connect, or gets no answers for `--patience`.
-pub async fn run(args: &Args, urls: &[String], users: &[String]) -> Result<()> {
+pub async fn run(args: &Args, urls: &[String], users: &[String], events: u32) -> Result<()> {
     let name = run_name();
     let text = "x".repeat(usize::try_from(args.size)?);
     let entrances = Entrances::new(0, urls);
     let writers = (0..WRITERS).map(|number| {
         let mine = users.iter().skip(number).step_by(WRITERS);
         // Round by round: a user's messages are spread over the time.
-        let messages: Vec<&String> = (0..args.events).flat_map(|_| mine.clone()).collect();
+        let messages: Vec<&String> = (0..events).flat_map(|_| mine.clone()).collect();
         let writer = format!("fill-{name}-{number}");
         let (entrances, text) = (&entrances, text.as_str());
         async move {
@@ -45,7 +45,7 @@ pub async fn run(args: &Args, urls: &[String], users: &[String]) -> Result<()> {
         }
     });
     try_join_all(writers).await?;
-    eprintln!("{} events wait for each of {} devices", args.events, users.len());
+    eprintln!("{events} events wait for each of {} devices", users.len());
     Ok(())
 }
 

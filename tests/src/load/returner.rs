@@ -36,18 +36,20 @@ pub struct Returned {
     pub cut_off: u64,
     /// What was wrong.
     pub faults: Faults,
+    /// What it has seen in all its life.
+    pub arrivals: Arrivals,
 }
 
 /// Comes in when its turn comes, as often as it has to, and acks until it has `expected` messages; gives up when nothing has
 /// come for `patience`.
 pub async fn run(
     login: Login,
+    arrivals: Arrivals,
     expected: u64,
     patience: Duration,
     turns: Arc<Semaphore>,
 ) -> Returned {
     let mut device = Device {
-        arrivals: Arrivals::default(),
         sent: 0,
         answered: 0,
         returned: Returned {
@@ -57,6 +59,7 @@ pub async fn run(
             refused: 0,
             cut_off: 0,
             faults: Faults::default(),
+            arrivals,
         },
     };
     let mut hope = Instant::now() + patience;
@@ -86,7 +89,6 @@ pub async fn run(
 }
 
 struct Device {
-    arrivals: Arrivals,
     /// Acks of this session, and their answers.
     sent: u64,
     answered: u64,
@@ -139,9 +141,10 @@ impl Device {
                 self.sent += 1;
                 out.push(wire::ack(id));
                 let place = Place { id, prev: frame.prev };
-                if self.arrivals.take(place, &mut self.returned.faults) {
-                    self.returned.events += 1;
-                    self.returned.caught_up_at = Instant::now();
+                let Returned { arrivals, faults, events, caught_up_at, .. } = &mut self.returned;
+                if arrivals.take(place, faults) {
+                    *events += 1;
+                    *caught_up_at = Instant::now();
                 }
             }
             (Kind::Event, _) => {
