@@ -11,11 +11,18 @@ use async_nats::{
     jetstream::{Context, context::ContextBuilder},
 };
 use futures::StreamExt;
-use herald_proto::{UserId, broker, instance, subject, telemetry::Sampler, topology::Topology};
+use herald_proto::{
+    UserId, broker, instance,
+    metrics::{Kind, Registry as Metered, nats, otlp, process},
+    subject,
+    telemetry::Sampler,
+    topology::Topology,
+};
 use tokio::{net::TcpListener, sync::Semaphore, time::MissedTickBehavior};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    admin,
     auth::Authenticator,
     config::Config,
     contacts::Contacts,
@@ -24,6 +31,7 @@ use crate::{
     error::Error,
     leases::Leases,
     log::EventLog,
+    metrics::Metrics,
     presence::{Announcer, Presence, announcer::TELLING},
     publisher::Publisher,
     registry::Registry,
@@ -45,13 +53,21 @@ const SWEEP_LOOK: Duration = Duration::from_secs(1);
 /// Users whose logs are compared in one request.
 const SWEEP_CHUNK: usize = 256;
 
-/// Runs a gateway on `listener` until `stop`, then drains it.
+/// Where a gateway listens.
+pub struct Listeners {
+    /// For clients.
+    pub clients: TcpListener,
+    /// For operators, if they are to be served: `/metrics`.
+    pub admin: Option<TcpListener>,
+}
+
+/// Runs a gateway on `listeners` until `stop`, then drains it.
 ///
 /// # Errors
 /// If it can't start: the broker can't be reached, the keys can't be read.
 pub async fn run(
     config: Config,
-    listener: TcpListener,
+    listeners: Listeners,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     config.validate().map_err(anyhow::Error::msg)?;
@@ -71,6 +87,10 @@ pub async fn run(
     let (cut, gone) = (CancellationToken::new(), CancellationToken::new());
     let (tasks, sessions) = (TaskTracker::new(), TaskTracker::new());
     let log = EventLog::open(client.clone(), jetstream.clone(), topology).await?;
+    let mut metered = Metered::new();
+    let metrics = Arc::new(Metrics::new(&mut metered));
+    process::register(&mut metered, "herald-gateway");
+    nats::register(&mut metered, &client);
     let dialer = Dialer::new(&config.broker, format!("{name} tap"))?;
     let tap = Arc::new(Tap::new());
     let registry = Registry::new(tap.clone(), gateway.clone(), config.limits.max_sessions);
@@ -91,6 +111,7 @@ pub async fn run(
         log: log.clone(),
         contacts: contacts.clone(),
         leases: leases.clone(),
+        metrics: metrics.clone(),
         telling: Arc::new(Semaphore::new(TELLING)),
     };
     tasks.spawn({
@@ -109,6 +130,7 @@ pub async fn run(
         stop.clone(),
     ));
     let door = Arc::new(Door::new(&config.limits, Instant::now()));
+    let waiting = Waiting::new(config.limits.max_waiting);
     let shared = Arc::new(Shared {
         gateway: gateway.clone(),
         limits: Arc::new(config.limits.clone()),
@@ -121,12 +143,14 @@ pub async fn run(
             topology,
             gateway.clone(),
             config.limits.max_publishes,
+            metrics.clone(),
         ),
+        metrics: metrics.clone(),
         sampler: Sampler::new(config.trace_ratio, config.client_traces),
         door: door.clone(),
-        waiting: Waiting::new(config.limits.max_waiting),
+        waiting: waiting.clone(),
         registry: registry.clone(),
-        tap,
+        tap: tap.clone(),
         presence: presence.clone(),
         contacts,
         drain: stop.clone(),
@@ -134,11 +158,22 @@ pub async fn run(
         tasks: sessions.clone(),
     });
     let router = routes::router(routes::App { shared, authenticator });
+    let Listeners { clients: listener, admin } = listeners;
+    counts(&mut metered, &waiting, &presence, &tap);
+    let metered = Arc::new(metered);
+    if let Some(settings) = config.otlp.settings("herald-gateway", &gateway) {
+        tasks.spawn(otlp::Exporter::new(metered.clone(), settings)?.run(gone.clone()));
+    }
+    if let Some(admin) = admin {
+        tracing::info!(server.address = %admin.local_addr()?, "serving metrics");
+        tasks.spawn(admin::serve(admin, metered, gone.clone()));
+    }
     tracing::info!(server.address = %listener.local_addr()?, herald.gateway = %gateway, "serving");
     let server = Server {
         router,
         handshake_timeout: config.limits.handshake_timeout,
         max_handshakes: config.limits.max_handshakes,
+        metrics,
     };
     tasks.spawn(server.run(listener, gone.clone()));
 
@@ -174,6 +209,37 @@ pub async fn run(
     broker::flush(&client).await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// What is asked for when metrics are read.
+#[expect(clippy::cast_precision_loss, reason = "Prometheus' numbers are f64")]
+fn counts(metered: &mut Metered, waiting: &Waiting, presence: &Presence, tap: &Arc<Tap>) {
+    let (waiting, presence) = (waiting.clone(), presence.clone());
+    let (connected, connects) = (tap.clone(), tap.clone());
+    metered.read(
+        "herald_gateway_tap_connected",
+        "Whether there is a connection to NATS for live events.",
+        Kind::Gauge,
+        move || f64::from(u8::from(connected.is_connected())),
+    );
+    metered.read(
+        "herald_gateway_tap_connects",
+        "Times that the connection for live events was made.",
+        Kind::Counter,
+        move || connects.connects() as f64,
+    );
+    metered.read(
+        "herald_gateway_open_requests",
+        "Requests of all sessions that wait for their answers.",
+        Kind::Gauge,
+        move || waiting.len() as f64,
+    );
+    metered.read(
+        "herald_gateway_online_users",
+        "Users that this gateway announces as online.",
+        Kind::Gauge,
+        move || presence.announced_users() as f64,
+    );
 }
 
 /// Waits for the topology, which the first worker writes after it has created everything else.

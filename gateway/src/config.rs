@@ -3,7 +3,9 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
-use herald_proto::{broker::BrokerArgs, runtime::RuntimeArgs, telemetry::TelemetryArgs};
+use herald_proto::{
+    broker::BrokerArgs, metrics::otlp::OtlpArgs, runtime::RuntimeArgs, telemetry::TelemetryArgs,
+};
 
 /// Herald's gateway: terminates clients' WebSockets.
 #[derive(Debug, Clone, Parser)]
@@ -20,6 +22,12 @@ pub struct Config {
     /// Where clients connect (`/ws`), and where `/healthz` and `/readyz` are served.
     #[arg(long, env = "HERALD_LISTEN", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
+    /// Where operators are served: `/metrics`. Not for clients. [default: nowhere]
+    #[arg(long, env = "HERALD_ADMIN_LISTEN")]
+    pub admin_listen: Option<SocketAddr>,
+    /// Where metrics are sent.
+    #[command(flatten)]
+    pub otlp: OtlpArgs,
     /// This gateway's name among its peers, 1-64 bytes; must differ from every other's and change with every start.
     /// [default: the host's name and a random suffix]
     #[arg(long, env = "HERALD_GATEWAY_ID")]

@@ -7,20 +7,24 @@ use std::{
 };
 
 use bytes::Bytes;
-use herald_proto::{CloseCode, EventId, telemetry::Traceparent};
+use herald_proto::{CloseCode, EventId, RequestId, telemetry::Traceparent};
 use tokio::sync::Notify;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
+
+use crate::metrics::Origin;
 
 /// Something for a session.
 #[derive(Debug, Clone)]
 pub enum Delivery {
-    /// A worker's answer to one of its requests, or the gateway's own in a worker's stead.
+    /// A worker's answer to one of its requests.
     Reply {
         /// The client's id of the request.
         id: String,
         /// The response frame.
         frame: Utf8Bytes,
     },
+    /// The broker did not confirm one of its requests.
+    Unconfirmed(RequestId),
     /// An event, as it comes into the user's log.
     Live {
         /// Its id.
@@ -29,6 +33,8 @@ pub enum Delivery {
         prev: EventId,
         /// The event without `id` and `prev`.
         body: Bytes,
+        /// Where it comes from.
+        origin: Origin,
     },
     /// The event that comes next is part of a trace.
     Traced(EventId, Traceparent),
@@ -116,7 +122,8 @@ mod tests {
     use super::*;
 
     fn live(id: u64) -> Delivery {
-        Delivery::Live { id: EventId(id), prev: EventId(id - 1), body: Bytes::new() }
+        let origin = Origin::default();
+        Delivery::Live { id: EventId(id), prev: EventId(id - 1), body: Bytes::new(), origin }
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //!                        └─▶ publisher ─▶ FRAMES,  log ─▶ EVENTS, CURSORS,  presence ─▶ SESSIONS, LEASES
 //! ```
 
+pub mod admin;
 pub mod app;
 pub mod auth;
 pub mod config;
@@ -19,6 +20,7 @@ pub mod error;
 pub mod inbox;
 pub mod leases;
 pub mod log;
+pub mod metrics;
 pub mod presence;
 pub mod publisher;
 pub mod registry;

@@ -3,7 +3,7 @@
 use anyhow::Context;
 use clap::Parser;
 use herald_gateway::{
-    app,
+    app::{self, Listeners},
     config::{Command, Config},
 };
 use herald_proto::{health, signal, telemetry};
@@ -15,7 +15,7 @@ fn main() -> anyhow::Result<()> {
     config.runtime.clone().run(run(config)).context("start the runtime")?
 }
 
-async fn run(config: Config) -> anyhow::Result<()> {
+async fn run(mut config: Config) -> anyhow::Result<()> {
     if let Some(Command::Healthcheck) = config.command {
         return Ok(health::ask(config.listen).await?);
     }
@@ -23,9 +23,18 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let listener = TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("--listen {}", config.listen))?;
+    let admin = match config.admin_listen {
+        Some(address) => Some(
+            TcpListener::bind(address)
+                .await
+                .with_context(|| format!("--admin-listen {address}"))?,
+        ),
+        None => None,
+    };
+    config.otlp.share(&config.telemetry);
     let stop = CancellationToken::new();
     tokio::spawn(signal::cancel_on_signal(stop.clone()));
-    let ran = app::run(config, listener, stop).await;
+    let ran = app::run(config, Listeners { clients: listener, admin }, stop).await;
     telemetry.shutdown().await;
     ran
 }

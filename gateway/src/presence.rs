@@ -65,6 +65,11 @@ impl Presence {
         self.users.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How many users are announced as online.
+    pub fn announced_users(&self) -> usize {
+        self.users().local.values().filter(|local| local.announced.is_some()).count()
+    }
+
     /// A session of the user has opened.
     pub fn opened(&self, user: &UserId) {
         let mut users = self.users();

@@ -4,7 +4,7 @@
 //! Each partition has one bundle on its way. What comes meanwhile makes the next: so bundles grow under load, and
 //! a request that comes alone does not wait.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use async_nats::{
     Client, connection,
@@ -13,10 +13,7 @@ use async_nats::{
 use bytes::Bytes;
 use futures::{StreamExt, stream::FuturesUnordered};
 use herald_proto::{
-    Chat, Error as ClientError, RequestId,
-    clock::now_ms,
-    frame::{Answer, Response, to_text},
-    subject,
+    Chat, RequestId, subject,
     telemetry::{Span, Traceparent},
     topology::Topology,
     wire::{Bundle, Command, MAX_COMMANDS},
@@ -25,6 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::{
     inbox::{Delivery, Inbox},
+    metrics::{Metrics, Publishing},
     spans,
 };
 
@@ -51,8 +49,6 @@ pub struct Publisher {
     places: Arc<Semaphore>,
 }
 
-/// Milliseconds after which a client may try again.
-const RETRY_AFTER: u64 = 1000;
 /// A bundle is not extended past this size, in bytes: well below what NATS takes in a message.
 const MAX_BYTES: usize = 256 * 1024;
 
@@ -64,9 +60,11 @@ impl Publisher {
         topology: Topology,
         gateway: Arc<str>,
         capacity: usize,
+        metrics: Arc<Metrics>,
     ) -> Self {
         let (jobs, waiting) = mpsc::unbounded_channel();
-        tokio::spawn(run(jetstream, gateway, topology.partitions, waiting));
+        let line = Line { jetstream, gateway, metrics };
+        tokio::spawn(run(line, topology.partitions, waiting));
         Self { client, topology, jobs, places: Arc::new(Semaphore::new(capacity)) }
     }
 
@@ -119,12 +117,14 @@ impl Lane {
     }
 }
 
-async fn run(
+/// What bundles are published with.
+struct Line {
     jetstream: Context,
     gateway: Arc<str>,
-    partitions: u16,
-    mut jobs: mpsc::UnboundedReceiver<Job>,
-) {
+    metrics: Arc<Metrics>,
+}
+
+async fn run(line: Line, partitions: u16, mut jobs: mpsc::UnboundedReceiver<Job>) {
     let mut lanes: Vec<Lane> = (0..partitions).map(|_| Lane::default()).collect();
     let mut under_way = FuturesUnordered::new();
     let mut arrived = Vec::new();
@@ -150,23 +150,31 @@ async fn run(
         }
         for partition in due {
             if let Some(bundle) = lanes.get_mut(usize::from(partition)).and_then(Lane::next) {
-                under_way.push(publish(&jetstream, &gateway, partition, bundle));
+                under_way.push(publish(&line, partition, bundle));
             }
         }
     }
 }
 
 /// Publishes a bundle and waits until it is confirmed; tells the sessions if it is not.
-async fn publish(jetstream: &Context, gateway: &str, partition: u16, mut bundle: Vec<Job>) -> u16 {
+async fn publish(line: &Line, partition: u16, bundle: Vec<Job>) -> u16 {
+    let Line { jetstream, gateway, metrics } = line;
     let body = Bundle::join(gateway, bundle.iter().map(|job| job.body.as_slice()));
-    if let Err(error) = confirm(jetstream, partition, body.into()).await {
+    metrics.bundle.observe_size(bundle.len());
+    let began_at = Instant::now();
+    let confirmed = confirm(jetstream, partition, body.into()).await;
+    metrics.publish.observe(began_at.elapsed(), None);
+    let outcome = if confirmed.is_ok() { Publishing::Confirmed } else { Publishing::Failed };
+    metrics.publishes.inc(outcome);
+    if let Err(error) = confirmed {
         tracing::warn!(%error, herald.requests = bundle.len(), "requests were not confirmed by the broker");
-        for job in &mut bundle {
+        for mut job in bundle {
             match job.span.is_some() {
                 true => job.span.fail("not_confirmed"),
                 false => spans::keep_error("not_confirmed"),
             }
-            fail(&job.id, &job.inbox);
+            // The request may still arrive: whoever sends it again gets the same answer.
+            job.inbox.push(Delivery::Unconfirmed(job.id));
         }
     }
     partition
@@ -174,15 +182,4 @@ async fn publish(jetstream: &Context, gateway: &str, partition: u16, mut bundle:
 
 async fn confirm(jetstream: &Context, partition: u16, body: Bytes) -> Result<(), PublishError> {
     jetstream.publish(subject::frames(partition), body).await?.await.map(drop)
-}
-
-/// The request may still arrive: whoever sends it again gets the same answer.
-fn fail(id: &RequestId, inbox: &Inbox) {
-    let error = ClientError::unavailable("the service can't take the request now", RETRY_AFTER);
-    let id = id.as_str().to_owned();
-    let response =
-        Response { id: Some(id.clone()), timestamp: now_ms(), answer: Answer::Failed(error) };
-    if let Ok(frame) = to_text(&response) {
-        inbox.push(Delivery::Reply { id, frame: frame.into() });
-    }
 }

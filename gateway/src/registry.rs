@@ -9,6 +9,7 @@ use async_nats::Message;
 use bytes::Bytes;
 use herald_proto::{
     CloseCode, DeviceId, EventId, UserId, header, subject,
+    telemetry::Traceparent,
     wire::{Replies, Signal},
 };
 use tokio_tungstenite::tungstenite::Utf8Bytes;
@@ -16,6 +17,7 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 use crate::{
     error::Error,
     inbox::{Delivery, Inbox},
+    metrics::Origin,
     tap::{Tap, protocol},
 };
 
@@ -62,6 +64,8 @@ pub struct Seat {
     pub inbox: Arc<Inbox>,
 }
 
+/// The header that names an event for JetStream.
+const MESSAGE_ID: &str = "Nats-Msg-Id";
 /// Events and frames that may wait for a session. Past it the session reads them from its log.
 const INBOX: usize = 256;
 
@@ -144,13 +148,15 @@ impl Registry {
         if let Some(id) = number("Nats-Sequence")
             && let Some(prev) = number("Nats-Last-Sequence")
         {
-            let traceparent = protocol::header(headers, header::TRACEPARENT);
-            if let Some(parent) = traceparent.and_then(|text| text.parse().ok()) {
+            let parent = protocol::header(headers, header::TRACEPARENT);
+            let parent: Option<Traceparent> = parent.and_then(|text| text.parse().ok());
+            if let Some(parent) = parent {
                 self.to_tap(tap, |_| Some(Delivery::Traced(id, parent)));
             }
+            let origin = Origin::of(protocol::header(headers, MESSAGE_ID), parent);
             // Copied: the connection's buffer must not be kept for as long as a session takes.
             let body = Bytes::copy_from_slice(payload);
-            self.to_tap(tap, |_| Some(Delivery::Live { id, prev, body: body.clone() }));
+            self.to_tap(tap, |_| Some(Delivery::Live { id, prev, body: body.clone(), origin }));
             return;
         }
         match serde_json::from_slice::<Signal>(payload) {

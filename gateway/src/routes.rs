@@ -20,6 +20,7 @@ use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body
 use crate::{
     auth::{self, Authenticator},
     error::Error,
+    metrics::Login,
     session::{self, Identity, Shared, Socket},
     spans,
 };
@@ -88,19 +89,24 @@ async fn serve(
     identity: Result<Identity, Error>,
     mut span: Span,
 ) {
-    let limits = &shared.limits;
+    let (limits, logins) = (&shared.limits, &shared.metrics.logins);
     let hard_limit = limits.max_frame_bytes.saturating_mul(4);
     let socket = Socket::new(stream, hard_limit, limits.write_timeout).await;
     match identity {
         _ if shared.drain.is_cancelled() => {
+            logins.inc(Login::TryAgain);
             let reason = shared.door.come_back(shared.registry.len());
             socket.close(CloseCode::ServiceRestart, &reason).await;
         }
         Ok(identity) => match shared.door.enter(Instant::now()) {
             Ok(()) => session::begin(shared, socket, identity).await,
-            Err(reason) => socket.close(CloseCode::TryAgainLater, &reason).await,
+            Err(reason) => {
+                logins.inc(Login::TryAgain);
+                socket.close(CloseCode::TryAgainLater, &reason).await;
+            }
         },
         Err(error) => {
+            logins.inc(Login::Unauthenticated);
             let logs = span.enter();
             tracing::info!(%error, "a client is not let in");
             drop(logs);

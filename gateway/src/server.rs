@@ -8,6 +8,7 @@ use std::{
 };
 
 use axum::Router;
+use herald_proto::metrics::Part;
 use hyper::server::conn::http1;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use tokio::{
@@ -15,6 +16,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
+
+use crate::metrics::{Metrics, Stage};
 
 /// Serves HTTP connections.
 pub struct Server {
@@ -24,6 +27,8 @@ pub struct Server {
     pub handshake_timeout: Duration,
     /// The most connections in that state.
     pub max_handshakes: usize,
+    /// Where they are counted.
+    pub metrics: Arc<Metrics>,
 }
 
 /// How long to wait when the system has no more sockets to give.
@@ -38,6 +43,7 @@ struct Place {
     handshakes: Handshakes,
     number: u64,
     evicted: CancellationToken,
+    _counted: Part,
 }
 
 impl Server {
@@ -51,7 +57,7 @@ impl Server {
             };
             match accepted {
                 Ok((stream, _)) => {
-                    let place = handshakes.enter(number, self.max_handshakes);
+                    let place = handshakes.enter(number, self.max_handshakes, &self.metrics);
                     tokio::spawn(shake_hands(
                         stream,
                         self.router.clone(),
@@ -94,7 +100,7 @@ impl Handshakes {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn enter(&self, number: u64, most: usize) -> Place {
+    fn enter(&self, number: u64, most: usize, metrics: &Metrics) -> Place {
         let evicted = CancellationToken::new();
         let mut all = self.all();
         all.insert(number, evicted.clone());
@@ -104,7 +110,8 @@ impl Handshakes {
             oldest.cancel();
         }
         drop(all);
-        Place { handshakes: self.clone(), number, evicted }
+        let counted = metrics.connections.one(Stage::Handshake);
+        Place { handshakes: self.clone(), number, evicted, _counted: counted }
     }
 }
 

@@ -12,6 +12,7 @@ use herald_proto::{
     Chat, CloseCode, DeviceId, EventId, RequestId, UserId,
     clock::now_ms,
     frame::{Event, EventBody, Request},
+    metrics::{Part, TraceId},
     payload::Typing,
     subject,
     telemetry::{Sampler, Span, Traceparent},
@@ -33,6 +34,7 @@ use crate::{
     error::Error,
     inbox::{Delivery, Inbox},
     log::EventLog,
+    metrics::{Close, Login, Metrics, Stage},
     presence::Presence,
     publisher::Publisher,
     registry::{Registry, Seat},
@@ -83,6 +85,8 @@ pub struct Shared {
     pub presence: Presence,
     /// Whom to tell.
     pub contacts: Contacts,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
     /// Cancelled when the gateway drains.
     pub drain: CancellationToken,
     /// Cancelled when the gateway can't wait any longer for open requests.
@@ -111,6 +115,10 @@ struct Session<S> {
     state: State,
     traces: Traces,
     waiting: Share,
+    /// Its part of all events that are not acked.
+    unacked: Part,
+    /// It among the connections of its state.
+    counted: Part,
     is_present: bool,
 }
 
@@ -124,9 +132,14 @@ pub async fn begin<S>(shared: Arc<Shared>, socket: Socket<S>, identity: Identity
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let opening = shared.metrics.connections.one(Stage::Opening);
     match open(&shared, &identity).await {
         Ok((seat, state)) => {
+            drop(opening);
             shared.presence.opened(&identity.user);
+            let metrics = &shared.metrics;
+            metrics.logins.inc(Login::Accepted);
+            let (counted, unacked) = (metrics.connections.one(Stage::Open), metrics.unacked.part());
             let waiting = shared.waiting.share();
             let tasks = shared.tasks.clone();
             let traces = Traces::default();
@@ -139,12 +152,15 @@ where
                 state,
                 traces,
                 waiting,
+                unacked,
+                counted,
                 is_present: true,
             });
             tasks.spawn(session.run());
         }
         Err(error) => {
             tracing::warn!(%error, "a session can't begin");
+            shared.metrics.logins.inc(Login::TryAgain);
             socket.close(error.close_code(), &error.to_string()).await;
         }
     }
@@ -165,8 +181,9 @@ async fn open(shared: &Shared, identity: &Identity) -> Result<(Seat, State), Err
     let latest = shared.cursors.latest(&subject::cursor_key(&identity.user, &identity.device));
     let stored = shared.log.cursor(&identity.user, &identity.device).await?;
     let cursor = latest.map_or(stored, |latest| latest.max(stored));
-    let (limits, now) = (shared.limits.clone(), now());
-    Ok((seat, State::new(identity.user.clone(), limits, cursor, identity.expires_at, now)))
+    let (limits, metrics, user) =
+        (shared.limits.clone(), shared.metrics.clone(), identity.user.clone());
+    Ok((seat, State::new(user, limits, metrics, cursor, identity.expires_at, now())))
 }
 
 impl Shared {
@@ -222,6 +239,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 }
             }
             self.waiting.set(self.state.open_requests());
+            self.unacked.set(self.state.unacked());
             let (next_tick, listens_at) = (self.state.next_tick(), self.state.listens_at());
             let listens = listens_at <= now();
             // A deadline that has moved further away is left: ticking early does nothing.
@@ -287,8 +305,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     fn deliveries(&mut self, inbox: &Inbox, out: &mut Vec<Output>) -> Closing {
         for delivery in inbox.take() {
             match delivery {
-                Delivery::Reply { id, frame } => self.state.reply(&id, frame, out),
-                Delivery::Live { id, prev, body } => self.state.live(id, prev, &body, now(), out),
+                Delivery::Reply { id, frame } => self.state.reply(&id, frame, now(), out),
+                Delivery::Unconfirmed(id) => self.state.not_published(&id, now_ms(), out),
+                Delivery::Live { id, prev, body, origin } => {
+                    self.state.live(id, prev, &body, origin, now(), out);
+                }
                 Delivery::Traced(id, parent) => self.traces.heard(id, parent, Source::Live),
                 Delivery::Tail(id) => self.state.tail(id, out),
                 Delivery::Frame(frame) => out.push(Output::Send(frame)),
@@ -354,6 +375,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         let is_traced = self.shared.sampler.keeps(parent.as_ref());
         let span = if is_traced { spans::request(parent, &request) } else { Span::none() };
         let cause = span.traceparent();
+        if let Some(cause) = cause {
+            self.state.traced(&id, TraceId::from_bytes(cause.trace_id()));
+        }
         self.traces.request(&id, span);
         let user = &self.identity.user;
         // The state has refused chats with oneself.
@@ -363,6 +387,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             session: self.seat.id,
             id,
             sent_at,
+            received_at: now_ms(),
             traceparent: None,
             request,
         };
@@ -391,6 +416,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     }
 
     async fn end(mut self: Box<Self>, closing: Closing) {
+        let metrics = self.shared.metrics.clone();
+        metrics.closed.inc(closing.as_ref().map_or(Close::Gone, |(code, _)| (*code).into()));
+        self.counted = metrics.connections.one(Stage::Closing);
         let mut out = Vec::new();
         self.state.store_cursor(&mut out);
         for output in out {

@@ -26,6 +26,16 @@ impl Waiting {
         Self { count: Arc::default(), most }
     }
 
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// A new session's part.
     pub fn share(&self) -> Share {
         Share { waiting: self.clone(), own: 0 }

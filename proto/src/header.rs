@@ -16,7 +16,37 @@ pub fn traceparent(headers: Option<&HeaderMap>) -> Option<Traceparent> {
     headers?.get(TRACEPARENT)?.as_str().parse().ok()
 }
 
+/// The message id of an event, by which JetStream drops copies: an event comes from one place in one partition of
+/// `FRAMES`. It ends in when the frame behind it came to its gateway (milliseconds since the Unix epoch): so whoever
+/// delivers the event can tell how long it took, without a header more on each.
+pub fn event_id(epoch: i64, partition: u16, place: i64, received_at: i64) -> String {
+    format!("{epoch:x}-{partition}-{place:x}-{received_at:x}")
+}
+
+/// When the frame behind an event came to its gateway, by the event's message id.
+pub fn received_at(event_id: &str) -> Option<i64> {
+    let (_place, received_at) = event_id.rsplit_once('-')?;
+    // Ids of earlier versions end in the place.
+    let is_whole = event_id.bytes().filter(|byte| *byte == b'-').count() == 3;
+    i64::from_str_radix(received_at, 16).ok().filter(|at| is_whole && *at > 0)
+}
+
 /// A header as a number.
 pub fn number(headers: &HeaderMap, name: impl IntoHeaderName) -> Option<u64> {
     headers.get(name)?.as_str().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_events_message_id_tells_when_its_frame_came() {
+        let id = event_id(0x17f, 7, 0x2001, 1_700_200_000_001);
+        assert_eq!(id, "17f-7-2001-18bdbd12a01");
+        assert_eq!(received_at(&id), Some(1_700_200_000_001));
+        assert_eq!(received_at(&event_id(1, 7, 2, 0)), None, "an older gateway's frame");
+        assert_eq!(received_at("17f-7-2001"), None, "an older worker's event");
+        assert_eq!(received_at("x"), None);
+    }
 }

@@ -52,6 +52,9 @@ pub struct Command {
     pub id: RequestId,
     /// The sender's own clock, in milliseconds since the Unix epoch.
     pub sent_at: i64,
+    /// When it came to its gateway, by the gateway's clock, in milliseconds since the Unix epoch; 0 if it does not say.
+    #[serde(default)]
+    pub received_at: i64,
     /// The W3C trace context of its publishing.
     #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<Traceparent>,
@@ -127,6 +130,7 @@ mod tests {
             session: 7,
             id: RequestId::new("101").unwrap(),
             sent_at: 1_700_200_000_000,
+            received_at: 1_700_200_000_001,
             traceparent: None,
             request: Request::Read(Mark {
                 chat_id: UserId::new("User1").unwrap(),
@@ -136,7 +140,7 @@ mod tests {
         let text = serde_json::to_string(&command).unwrap();
         assert_eq!(
             text,
-            r#"{"from":"User2","session":7,"id":"101","sent_at":1700200000000,"request":{"payloadType":"read","payload":{"chatId":"User1"}}}"#
+            r#"{"from":"User2","session":7,"id":"101","sent_at":1700200000000,"received_at":1700200000001,"request":{"payloadType":"read","payload":{"chatId":"User1"}}}"#
         );
         let bundle = Bundle::join("g\"1", [text.as_bytes(), text.as_bytes()]);
         let expected = Bundle { gateway: "g\"1".into(), commands: vec![command.clone(), command] };

@@ -48,7 +48,7 @@ fn pure() -> Result<()> {
     for turn in ["", "session: new, answer"] {
         exact(turn, 2, || {
             session.text(&new);
-            session.state.reply("n7", reply.clone(), &mut session.out);
+            session.reply("n7", reply.clone());
             session.out.clear();
         });
     }

@@ -90,7 +90,7 @@ fn session(criterion: &mut Criterion) {
         let mut session = Session::begin().unwrap();
         b.iter(|| {
             session.text(black_box(&new));
-            session.state.reply("n7", reply.clone(), &mut session.out);
+            session.reply("n7", reply.clone());
             assert_eq!(session.out.len(), 2, "published and answered");
             session.out.clear();
         });

@@ -42,6 +42,7 @@ mod k8s_postgres;
 mod k8s_roll;
 mod load;
 mod logs;
+mod metrics;
 mod overload;
 mod presence;
 mod publish;

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use async_nats::Client;
 use clap::Parser as _;
 use futures::StreamExt as _;
-use herald_proto::{UserId, broker, subject};
+use herald_proto::{UserId, broker, metrics::Registry, subject};
 use herald_tests::{
     Backend, Broker, Database, eventually,
     proxy::{Mode, Proxy},
@@ -15,6 +15,7 @@ use herald_worker::{
     config::{Cli, Command},
     events::Events,
     frame::Outgoing,
+    metrics::Metrics,
     store::Store,
     topology,
 };
@@ -49,7 +50,9 @@ async fn logs(nats: SocketAddr, database: &Database) -> Result<(Events, Store, C
     let jetstream = async_nats::jetstream::new(client.clone());
     let topology = topology::ensure(&jetstream, &config).await?;
     let stop = CancellationToken::new();
-    let events = Events::open(client.clone(), jetstream, topology, store.clone(), stop).await?;
+    let metrics = Metrics::new(&mut Registry::new(), topology.partitions);
+    let events =
+        Events::open(client.clone(), jetstream, topology, store.clone(), metrics, stop).await?;
     Ok((events, store, client))
 }
 

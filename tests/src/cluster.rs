@@ -4,6 +4,7 @@ use std::{net::SocketAddr, path::Path, sync::Once, time::Duration};
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
+use herald_gateway::app::Listeners;
 use herald_proto::telemetry;
 use herald_worker::{config::Command, store::Store};
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -83,6 +84,8 @@ impl Options {
 pub struct Member {
     /// Where it listens.
     pub address: SocketAddr,
+    /// Where it serves `/metrics`.
+    pub metrics: SocketAddr,
     stop: CancellationToken,
     task: JoinHandle<Result<()>>,
 }
@@ -191,7 +194,7 @@ impl Cluster {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let (address, stop) = (listener.local_addr()?, CancellationToken::new());
         let task = tokio::spawn(Box::pin(herald_worker::app::run(*config, listener, stop.clone())));
-        ready(Member { address, stop, task }).await
+        ready(Member { address, metrics: address, stop, task }).await
     }
 
     /// Starts one more gateway; the caller keeps it.
@@ -206,9 +209,13 @@ impl Cluster {
         flags.extend(self.options.gateway_flags.iter().cloned());
         let config = herald_gateway::config::Config::try_parse_from(flags)?;
         let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let admin = TcpListener::bind("127.0.0.1:0").await?;
         let (address, stop) = (listener.local_addr()?, CancellationToken::new());
-        let task = tokio::spawn(Box::pin(herald_gateway::app::run(config, listener, stop.clone())));
-        ready(Member { address, stop, task }).await
+        let metrics = admin.local_addr()?;
+        let listeners = Listeners { clients: listener, admin: Some(admin) };
+        let task =
+            tokio::spawn(Box::pin(herald_gateway::app::run(config, listeners, stop.clone())));
+        ready(Member { address, metrics, stop, task }).await
     }
 
     fn flags(&self, program: &str) -> Vec<String> {
@@ -290,7 +297,7 @@ fn logged() {
 }
 
 async fn ready(member: Member) -> Result<Member> {
-    let Member { address, stop, mut task } = member;
+    let Member { address, metrics, stop, mut task } = member;
     tokio::select! {
         ended = &mut task => {
             ended??;
@@ -298,7 +305,7 @@ async fn ready(member: Member) -> Result<Member> {
         }
         ready = eventually("a member is ready", READY, async || http::ready(address).await) => ready?,
     }
-    Ok(Member { address, stop, task })
+    Ok(Member { address, metrics, stop, task })
 }
 
 /// The URL for a user's device on the gateway at that address in insecure mode.

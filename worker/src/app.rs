@@ -1,7 +1,13 @@
 //! The worker's life: connect, create what is missing, read all partitions, stop in order.
 
+use std::sync::Arc;
+
 use async_nats::jetstream::{self, context::ContextBuilder};
-use herald_proto::{broker, instance, subject};
+use herald_proto::{
+    broker, instance,
+    metrics::{Registry, nats, otlp, process},
+    subject,
+};
 use tokio::{net::TcpListener, sync::mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -12,6 +18,7 @@ use crate::{
     events::Events,
     health,
     members::Members,
+    metrics::{Metrics, lag},
     partition::{self, Reader},
     publisher::Publisher,
     settle::{self, Settler},
@@ -45,13 +52,30 @@ pub async fn run(
         jetstream.get_stream_no_info(subject::FRAMES).await.map_err(Error::broker("get FRAMES"))?;
     let info = frames.get_info().await.map_err(Error::broker("get FRAMES"))?;
     let epoch = partition::epoch(&info);
-    let publisher = Publisher::new(client.clone(), jetstream.clone());
-    let events =
-        Events::open(client.clone(), jetstream, topology, store.clone(), stop.clone()).await?;
+    let mut registry = Registry::new();
+    let metrics = Metrics::new(&mut registry, topology.partitions);
+    process::register(&mut registry, "herald-worker");
+    nats::register(&mut registry, &client);
+    let registry = Arc::new(registry);
+    let publisher = Publisher::new(client.clone(), jetstream.clone(), metrics.clone());
+    let events = Events::open(
+        client.clone(),
+        jetstream,
+        topology,
+        store.clone(),
+        metrics.clone(),
+        stop.clone(),
+    )
+    .await?;
 
     let (gone, settled) = (CancellationToken::new(), CancellationToken::new());
     let tasks = TaskTracker::new();
-    let serve = health::serve(health, client.clone(), store.clone(), stop.clone(), gone.clone());
+    let me = instance::name("worker");
+    if let Some(settings) = config.otlp.settings("herald-worker", &me) {
+        tasks.spawn(otlp::Exporter::new(registry.clone(), settings)?.run(gone.clone()));
+    }
+    let serve =
+        health::serve(health, client.clone(), store.clone(), registry, stop.clone(), gone.clone());
     tasks.spawn(async move {
         if let Err(error) = serve.await {
             tracing::error!(%error, "the health endpoint failed");
@@ -64,8 +88,9 @@ pub async fn run(
         }
     });
     let (members, share) =
-        Members::new(client.clone(), instance::name("worker"), topology.partitions);
+        Members::new(client.clone(), me, topology.partitions, metrics.members.clone());
     tasks.spawn(members.run(stop.clone()));
+    tasks.spawn(lag::watch(metrics.partitions.clone(), frames.clone(), stop.clone()));
     let max_frames = usize::from(config.batch);
     let (sender, receiver) = mpsc::channel(usize::from(topology.partitions));
     for partition in 0..topology.partitions {
@@ -78,6 +103,7 @@ pub async fn run(
             batches: sender.clone(),
             max_frames,
             share: share.clone(),
+            partitions: metrics.partitions.clone(),
             stop: stop.clone(),
         };
         tasks.spawn(reader.run());
@@ -95,6 +121,7 @@ pub async fn run(
         max_frames,
         duplicate_window: config.duplicate_window,
         remembered_chats: config.remembered_chats,
+        metrics,
         stop: stop.clone(),
     });
     tasks.spawn(async move {

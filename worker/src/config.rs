@@ -3,7 +3,9 @@
 use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
-use herald_proto::{broker::BrokerArgs, runtime::RuntimeArgs, telemetry::TelemetryArgs};
+use herald_proto::{
+    broker::BrokerArgs, metrics::otlp::OtlpArgs, runtime::RuntimeArgs, telemetry::TelemetryArgs,
+};
 
 /// Herald's worker: stores messages, counts what is missed, publishes events.
 #[derive(Debug, Parser)]
@@ -123,7 +125,7 @@ pub struct DatabaseArgs {
 /// Where health is served.
 #[derive(Debug, Clone, Args)]
 pub struct HealthArgs {
-    /// Where `/healthz` and `/readyz` are served.
+    /// Where `/healthz`, `/readyz` and `/metrics` are served.
     #[arg(long, env = "HERALD_HEALTH_LISTEN", default_value = "127.0.0.1:8081")]
     pub health_listen: SocketAddr,
 }
@@ -140,6 +142,9 @@ pub struct Config {
     /// The health endpoint.
     #[command(flatten)]
     pub health: HealthArgs,
+    /// Where metrics are sent.
+    #[command(flatten)]
+    pub otlp: OtlpArgs,
     /// Number of partitions of the work; at most one worker each. Decided by the first worker: later ones must agree or
     /// leave it out. [default: 8]
     #[arg(long, env = "HERALD_PARTITIONS", value_parser = clap::value_parser!(u16).range(1..=1024))]

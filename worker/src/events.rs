@@ -8,7 +8,7 @@
 use std::{
     collections::HashSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_nats::{
@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     error::Error,
     frame::Outgoing,
+    metrics::{Metrics, Publishing},
     partition::{epoch, is_no_stream},
     spans,
     store::{EventStream, Store},
@@ -46,6 +47,7 @@ pub struct Events {
     marks: Marks,
     /// How often the connection had been made when the streams were last looked at; `None` to look again.
     looked_at: Option<u64>,
+    metrics: Metrics,
     stop: CancellationToken,
 }
 
@@ -66,13 +68,14 @@ impl Events {
         jetstream: Context,
         topology: Topology,
         store: Store,
+        metrics: Metrics,
         stop: CancellationToken,
     ) -> Result<Self, Error> {
         let appender = Appender::new(client.clone()).await?;
         let marks = Marks(Arc::default());
         let looked_at = None;
         let mut events =
-            Self { client, jetstream, topology, store, appender, marks, looked_at, stop };
+            Self { client, jetstream, topology, store, appender, marks, looked_at, metrics, stop };
         events.look().await?;
         Ok(events)
     }
@@ -127,7 +130,12 @@ impl Events {
         let streams: Vec<usize> =
             (0..batches.len()).filter(|&n| batches.get(n).is_some_and(|b| !b.is_empty())).collect();
         batches.retain(|batch| !batch.is_empty());
-        let ends = self.appender.append(&batches).await.inspect_err(|_| {
+        let began_at = Instant::now();
+        let appended = self.appender.append(&batches).await;
+        self.metrics.publish.observe(began_at.elapsed(), None);
+        let outcome = if appended.is_ok() { Publishing::Confirmed } else { Publishing::Failed };
+        self.metrics.publishes.inc(outcome);
+        let ends = appended.inspect_err(|_| {
             self.looked_at = None;
             spans.iter_mut().for_each(|span| span.fail("not_confirmed"));
         })?;
@@ -250,6 +258,7 @@ impl Events {
         if !self.store.jump_event_stream(known, jumped).await? {
             return Err(Error::broker("let event ids jump")("another worker is at it"));
         }
+        self.metrics.jumps.inc();
         tracing::error!(
             messaging.destination.name = subject::events(stream),
             herald.known = known.high,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use herald_proto::{
-    Chat, Side, UserId,
+    Chat, Side, UserId, header,
     telemetry::{Span, Traceparent, lenient},
     wire::Command,
 };
@@ -58,7 +58,7 @@ pub fn message_of(place: i64) -> u64 {
 impl Frame {
     /// The message id of the event that it causes, for JetStream's duplicate detection: a frame causes at most one.
     pub fn event_id(&self) -> String {
-        format!("{:x}-{}-{:x}", self.epoch, self.partition, self.place)
+        header::event_id(self.epoch, self.partition, self.place, self.command.received_at)
     }
 }
 

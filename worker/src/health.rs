@@ -1,9 +1,15 @@
-//! `/healthz` (the process is alive) and `/readyz` (its dependencies are up and it is not stopping).
+//! `/healthz` (the process is alive), `/readyz` (its dependencies are up and it is not stopping) and `/metrics`.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_nats::{Client, connection};
-use axum::{Router, extract::State, http::StatusCode, routing::get};
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    routing::get,
+};
+use herald_proto::metrics::{self, Registry};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -26,12 +32,16 @@ pub async fn serve(
     listener: TcpListener,
     client: Client,
     store: Store,
+    registry: Arc<Registry>,
     stop: CancellationToken,
     gone: CancellationToken,
 ) -> std::io::Result<()> {
+    let metrics =
+        async move || ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], registry.openmetrics());
     let router = Router::new()
         .route("/healthz", get(|| async { "alive\n" }))
         .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
         .with_state(Health { client, store, stop });
     axum::serve(listener, router).with_graceful_shutdown(gone.cancelled_owned()).await
 }

@@ -20,6 +20,7 @@ pub mod frame;
 pub mod handler;
 pub mod health;
 pub mod members;
+pub mod metrics;
 pub mod partition;
 pub mod publisher;
 pub mod settle;

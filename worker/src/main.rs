@@ -18,12 +18,15 @@ fn main() -> anyhow::Result<()> {
     cli.runtime.clone().run(start(cli)).context("start the runtime")?
 }
 
-async fn start(cli: Cli) -> anyhow::Result<()> {
+async fn start(mut cli: Cli) -> anyhow::Result<()> {
     let telemetry = match &cli.command {
         Command::Run(_) => telemetry::init("herald-worker", &cli.telemetry).await?,
         // Beside a worker that runs: traces, and who may change what is logged, are its own.
         _ => telemetry::log(&cli.telemetry.log, cli.telemetry.log_format)?,
     };
+    if let Command::Run(config) = &mut cli.command {
+        config.otlp.share(&cli.telemetry);
+    }
     let _failpoints = failpoint::setup();
     let ran = run(cli.command).await;
     telemetry.shutdown().await;

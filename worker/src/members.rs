@@ -10,7 +10,7 @@ use std::{
 
 use async_nats::{Client, Subscriber};
 use futures::{FutureExt, StreamExt};
-use herald_proto::{subject, wire::Heartbeat};
+use herald_proto::{metrics::Gauge, subject, wire::Heartbeat};
 use tokio::{sync::watch, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
@@ -57,13 +57,15 @@ pub struct Members {
     partitions: u16,
     seen_at: HashMap<String, Instant>,
     share: watch::Sender<Vec<bool>>,
+    /// How many there are.
+    count: Gauge,
 }
 
 impl Members {
     /// This worker among the others, without a share so far.
-    pub fn new(client: Client, me: String, partitions: u16) -> (Self, Share) {
+    pub fn new(client: Client, me: String, partitions: u16, count: Gauge) -> (Self, Share) {
         let (share, seen) = watch::channel(vec![false; usize::from(partitions)]);
-        (Self { client, me, partitions, seen_at: HashMap::new(), share }, Share(seen))
+        (Self { client, me, partitions, seen_at: HashMap::new(), share, count }, Share(seen))
     }
 
     /// Runs until told to stop, then says goodbye, so that the others need not wait for the lapse.
@@ -154,6 +156,7 @@ impl Members {
         workers.push(self.me.clone());
         let share = share::share(&self.me, &workers, self.partitions);
         let workers = workers.len();
+        self.count.set(i64::try_from(workers).unwrap_or(i64::MAX));
         self.share.send_if_modified(|known| {
             let changed = *known != share;
             if changed {

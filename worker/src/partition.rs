@@ -25,6 +25,7 @@ use crate::{
     failpoint,
     frame::{Frame, message_of, place},
     members::Share,
+    metrics::{DeadLetterCause, Partitions},
     publisher::{DeadLetter, Publisher},
     settle::Batch,
     spans,
@@ -49,6 +50,8 @@ pub struct Reader {
     pub max_frames: usize,
     /// Whether the partition is this worker's.
     pub share: Share,
+    /// Where it is told that this worker reads it.
+    pub partitions: Partitions,
     /// Ends the reading.
     pub stop: CancellationToken,
 }
@@ -155,6 +158,7 @@ impl Reader {
 
     /// Reads until the partition is another worker's, or the worker stops; then lets go of it.
     async fn read(&self) -> Result<(), Error> {
+        let _owned = self.partitions.own(self.partition);
         self.check_stream().await?;
         let mut position = Position { taken: 0, newest: 0, next_delivery: None };
         self.recover(&mut position).await?;
@@ -417,6 +421,6 @@ impl Reader {
             reason,
             body: message.payload,
         };
-        self.publisher.dead_letter(letter).await
+        self.publisher.dead_letter(letter, DeadLetterCause::Unreadable).await
     }
 }

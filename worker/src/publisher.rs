@@ -13,13 +13,17 @@ use herald_proto::{
 };
 use serde_json::value::to_raw_value;
 
-use crate::error::Error;
+use crate::{
+    error::Error,
+    metrics::{DeadLetterCause, Metrics},
+};
 
 /// Publishes for one worker. Clones share the connection.
 #[derive(Clone)]
 pub struct Publisher {
     client: Client,
     jetstream: Context,
+    metrics: Metrics,
 }
 
 /// The answer to a frame, and who waits for it.
@@ -38,8 +42,8 @@ const REPLIES_PER_MESSAGE: usize = 256;
 
 impl Publisher {
     /// A publisher on this connection.
-    pub fn new(client: Client, jetstream: Context) -> Self {
-        Self { client, jetstream }
+    pub fn new(client: Client, jetstream: Context, metrics: Metrics) -> Self {
+        Self { client, jetstream, metrics }
     }
 
     /// Sends answers to the gateways that wait for them. A lost one is repaired by the client, which asks again.
@@ -67,7 +71,11 @@ impl Publisher {
     ///
     /// # Errors
     /// If JetStream does not confirm it.
-    pub async fn dead_letter(&self, letter: DeadLetter) -> Result<(), Error> {
+    pub async fn dead_letter(
+        &self,
+        letter: DeadLetter,
+        cause: DeadLetterCause,
+    ) -> Result<(), Error> {
         let mut headers = HeaderMap::new();
         headers.insert(header::REASON, letter.reason.replace(['\r', '\n'], " ").as_str());
         headers.insert(header::ORIGIN, letter.origin.as_str());
@@ -75,6 +83,7 @@ impl Publisher {
         headers.insert(async_nats::header::NATS_MESSAGE_ID, id.as_str());
         let message = PublishMessage::build().payload(letter.body).headers(headers);
         self.jetstream.send_publish(subject::dead_letter(letter.partition), message).await?.await?;
+        self.metrics.dead_letters.inc(cause);
         Ok(())
     }
 }

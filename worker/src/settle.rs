@@ -23,6 +23,7 @@ use crate::{
     failpoint,
     frame::{Frame, Outgoing},
     handler,
+    metrics::{Metrics, Transaction},
     publisher::{Answered, Publisher},
     spans,
     store::{self, Store},
@@ -62,6 +63,8 @@ pub struct Parts {
     pub duplicate_window: Duration,
     /// How many chats are remembered.
     pub remembered_chats: NonZeroUsize,
+    /// What is counted.
+    pub metrics: Metrics,
     /// Ends the waiting for a database or broker that is away.
     pub stop: CancellationToken,
 }
@@ -169,7 +172,10 @@ impl Settler {
         let mut span = spans::apply(frames);
         let (mut pause, mut has_repeats) = (FIRST_PAUSE, false);
         loop {
-            match self.apply(frames, has_repeats).await {
+            let tried_at = Instant::now();
+            let applied = self.apply(frames, has_repeats).await;
+            self.count(&applied, frames.len(), tried_at);
+            match applied {
                 Ok(()) => break,
                 Err(Error::Store(store::Error::Taken)) if !has_repeats => has_repeats = true,
                 Err(error) if error.is_transient() => {
@@ -197,6 +203,22 @@ impl Settler {
             "settled"
         );
         Ok(())
+    }
+
+    /// Counts a transaction.
+    fn count(&self, applied: &Result<(), Error>, frames: usize, tried_at: Instant) {
+        let metrics = &self.parts.metrics;
+        let outcome = match applied {
+            Ok(()) => {
+                metrics.batch.observe_size(frames);
+                metrics.transaction.observe(tried_at.elapsed(), None);
+                Transaction::Committed
+            }
+            Err(Error::Store(store::Error::Fenced)) => Transaction::Fenced,
+            Err(error) if error.is_transient() => Transaction::Failed,
+            Err(_) => Transaction::Refused,
+        };
+        metrics.transactions.inc(outcome);
     }
 
     /// Publishes the events of all these frames' partitions, in one go: what one partition's events are among another's
@@ -258,7 +280,7 @@ impl Settler {
                 response,
             });
         }
-        let Outcome { mut changes, events, chats } = set.finish();
+        let Outcome { mut changes, events, told, chats } = set.finish();
         let mut outbox: HashMap<u16, Vec<Outgoing>> = HashMap::new();
         for (partition, event) in events {
             outbox.entry(partition).or_default().push(event);
@@ -272,6 +294,12 @@ impl Settler {
         drop(transactions);
         committed?;
         failpoint::step("after-commit");
+        for (frame, answered) in frames.iter().zip(&answers) {
+            self.parts.metrics.settled(frame, &answered.response.answer);
+        }
+        for kind in told {
+            self.parts.metrics.events.inc(kind);
+        }
         self.fences.moved(&changes.moves, &mut outbox);
         self.remember(frames, chats);
         if let Err(error) = self.parts.publisher.replies(answers).await {

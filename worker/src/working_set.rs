@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet};
 use herald_proto::{
     Chat, ClientMessageId, MessageId, Side, UserId,
     frame::{Event, EventBody, Request},
+    metrics::RequestKind,
 };
 use serde_json::value::to_raw_value;
 
@@ -29,6 +30,7 @@ pub struct WorkingSet {
     chats: HashMap<Chat, Entry>,
     known: HashMap<Key, Known>,
     events: Vec<(u16, Outgoing)>,
+    told: Vec<RequestKind>,
 }
 
 /// What a batch has come to.
@@ -37,6 +39,8 @@ pub struct Outcome {
     pub changes: Changes,
     /// The events, with their partitions, in order.
     pub events: Vec<(u16, Outgoing)>,
+    /// The kinds of the requests behind them.
+    pub told: Vec<RequestKind>,
     /// The chats, as they are stored once it is written.
     pub chats: Vec<(Chat, Remembered)>,
 }
@@ -57,7 +61,7 @@ impl WorkingSet {
         now: i64,
     ) -> Result<Self, Error> {
         let chats = remembered.into_iter().map(|(chat, known)| (chat, Entry::new(known))).collect();
-        let mut set = Self { now, chats, known: HashMap::new(), events: Vec::new() };
+        let mut set = Self { now, chats, known: HashMap::new(), events: vec![], told: vec![] };
         if is_repeat {
             set.load_known(store, frames).await?;
         }
@@ -256,6 +260,7 @@ impl WorkingSet {
             cause: frame.span.traceparent(),
         };
         self.events.push((frame.partition, event));
+        self.told.push((&frame.command.request).into());
         Ok(())
     }
 
@@ -274,7 +279,7 @@ impl WorkingSet {
         }
         // One order for every worker: rows locked in the same order can't deadlock.
         changes.counters.sort_unstable_by_key(|&(row, _)| row);
-        Outcome { changes, events: self.events, chats }
+        Outcome { changes, events: self.events, told: self.told, chats }
     }
 }
 

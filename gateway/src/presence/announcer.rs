@@ -21,6 +21,7 @@ use crate::{
     error::Error,
     leases::Leases,
     log::{BucketKey, EventLog},
+    metrics::{self, Metrics},
 };
 
 /// Keeps announcements true.
@@ -39,6 +40,8 @@ pub struct Announcer {
     pub contacts: Contacts,
     /// The gateways' leases.
     pub leases: Leases,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
     /// Bounds how many contacts are looked up at the same time.
     pub telling: Arc<Semaphore>,
 }
@@ -204,6 +207,11 @@ impl Announcer {
 
     /// Tells the contacts behind the announcer's back: a slow look-up holds nobody up.
     fn tell(&self, user: &UserId, body: EventBody) {
+        let change = match body {
+            EventBody::Online(_) => metrics::Presence::Online,
+            _ => metrics::Presence::Offline,
+        };
+        self.metrics.presence.inc(change);
         let (client, contacts, user) = (self.client.clone(), self.contacts.clone(), user.clone());
         let telling = self.telling.clone();
         tokio::spawn(async move {

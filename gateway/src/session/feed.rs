@@ -10,7 +10,7 @@ use herald_proto::{
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::{output::Output, window::Window};
-use crate::inbox::Fetched;
+use crate::{inbox::Fetched, metrics::Origin};
 
 /// A device's place in its user's log.
 #[derive(Debug)]
@@ -65,6 +65,16 @@ impl Feed {
         self.window.holds(id)
     }
 
+    /// Where an event comes from that was sent and not acked.
+    pub fn origin(&self, id: EventId) -> Option<Origin> {
+        self.window.origin(id)
+    }
+
+    /// How many events were sent and not acked.
+    pub fn unacked(&self) -> usize {
+        self.window.len()
+    }
+
     /// The device has taken an event; returns whether the cursor moved.
     pub fn ack(&mut self, id: EventId, out: &mut Vec<Output>) -> bool {
         let has_moved = self.window.ack(id);
@@ -72,17 +82,18 @@ impl Feed {
         has_moved
     }
 
-    /// An event has come into the log.
+    /// An event has come into the log; returns whether it is sent at once.
     pub fn live(
         &mut self,
         id: EventId,
         prev: EventId,
         body: &[u8],
+        origin: Origin,
         now: Instant,
         out: &mut Vec<Output>,
-    ) {
+    ) -> bool {
         if id <= self.tail {
-            return;
+            return false;
         }
         self.seen = self.seen.max(id);
         // It directly follows what was sent if the event before it is the last one that was. If the log holds nothing
@@ -91,10 +102,10 @@ impl Feed {
         if self.behind || self.fetching || !follows || self.window.room() == 0 {
             self.behind = true;
             self.fetch_if_due(out);
-        } else {
-            self.last_event = prev;
-            self.deliver(id, body, now, out);
+            return false;
         }
+        self.last_event = prev;
+        self.deliver(id, body, origin, now, out)
     }
 
     /// A sweep has found the user's last event.
@@ -123,7 +134,8 @@ impl Feed {
         let is_empty = fetched.events.is_empty();
         for (id, body) in fetched.events {
             if id > self.tail {
-                self.deliver(id, &body, now, out);
+                // How long it took would tell how long the device was away.
+                self.deliver(id, &body, Origin::default(), now, out);
             }
         }
         self.behind = fetched.more || self.seen > self.tail;
@@ -153,7 +165,15 @@ impl Feed {
         [self.window.next_due(ack_wait), self.retry_at].into_iter().flatten().min()
     }
 
-    fn deliver(&mut self, id: EventId, body: &[u8], now: Instant, out: &mut Vec<Output>) {
+    /// Returns whether it is an event.
+    fn deliver(
+        &mut self,
+        id: EventId,
+        body: &[u8],
+        origin: Origin,
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) -> bool {
         let text = std::str::from_utf8(body).ok();
         let frame = text.and_then(|body| with_id(body, id, self.last_event));
         self.tail = id;
@@ -165,10 +185,11 @@ impl Feed {
                 event.id = id.0,
                 "an event in the log is not a JSON object, it is left out"
             );
-            return;
+            return false;
         };
-        self.window.push(id, frame.clone(), now);
+        self.window.push(id, frame.clone(), origin, now);
         out.push(Output::Send(frame));
+        true
     }
 
     fn is_fetch_due(&self) -> bool {

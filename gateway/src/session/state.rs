@@ -10,21 +10,29 @@ use std::{
 use herald_proto::{
     CloseCode, Error, EventId, RequestId, UserId,
     frame::{Answer, ClientFrame, Refusal, Request, Response, to_text},
+    metrics::{RequestKind, TraceId},
     telemetry::Traceparent,
 };
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::{bucket::Bucket, feed::Feed, output::Output};
-use crate::{config::Limits, inbox::Fetched};
+use crate::{
+    config::Limits,
+    inbox::Fetched,
+    metrics::{
+        CatchUp, EventPath, FrameKind, FrameOutcome, Metrics, Origin, RequestOutcome, TypingOutcome,
+    },
+};
 
 /// A session's state.
 #[derive(Debug)]
 pub struct State {
     user: UserId,
     limits: Arc<Limits>,
+    metrics: Arc<Metrics>,
     feed: Feed,
     bucket: Bucket,
-    open: VecDeque<(Instant, RequestId)>,
+    open: VecDeque<Open>,
     typing: HashMap<UserId, Instant>,
     heard_at: Instant,
     pinged_at: Option<Instant>,
@@ -37,6 +45,15 @@ pub struct State {
     /// From when on the client is listened to.
     listens_at: Instant,
     draining: bool,
+}
+
+/// A request that waits for its answer.
+#[derive(Debug)]
+struct Open {
+    id: RequestId,
+    kind: RequestKind,
+    deadline: Instant,
+    trace: Option<TraceId>,
 }
 
 /// Milliseconds after which a client may try a request again.
@@ -58,6 +75,7 @@ impl State {
     pub fn new(
         user: UserId,
         limits: Arc<Limits>,
+        metrics: Arc<Metrics>,
         cursor: EventId,
         expires_at: Option<Instant>,
         now: Instant,
@@ -67,6 +85,7 @@ impl State {
             feed: Feed::new(cursor, limits.window, limits.window_bytes),
             bucket: Bucket::new(limits.rate, limits.burst, now),
             limits,
+            metrics,
             open: VecDeque::new(),
             typing: HashMap::new(),
             heard_at: now,
@@ -90,35 +109,42 @@ impl State {
     pub fn text(&mut self, text: &str, clock: i64, now: Instant, out: &mut Vec<Output>) {
         self.heard(now);
         let frame = ClientFrame::parse(text);
+        let kind = FrameKind::from(&frame);
         // Taking what was sent is what the service waits for: it costs nothing.
         let is_free = matches!(frame, Ok(ClientFrame::Ack(id)) if self.feed.holds(id));
         if !is_free && let Err(retry_after) = self.bucket.take(now) {
+            self.metrics.frames.inc(kind, FrameOutcome::RateLimited);
             self.listens_at = now + REFUSAL_PAUSE;
             self.refuse(&frame, Error::rate_limited(retry_after), clock, out);
             return;
         }
         self.excess = self.excess.saturating_sub(1);
         if text.len() > self.limits.max_frame_bytes {
+            self.metrics.frames.inc(kind, FrameOutcome::TooLarge);
             answer(id_of(&frame), clock, too_large(self.limits.max_frame_bytes), out);
             return;
         }
+        let mut outcome = FrameOutcome::Accepted;
         match frame {
             Ok(ClientFrame::Request { id, timestamp, traceparent, request }) => {
-                self.request(id, (timestamp, traceparent), request, clock, now, out);
+                outcome = self.request(id, (timestamp, traceparent), request, clock, now, out);
             }
             Ok(ClientFrame::Ack(id)) => self.ack(id, clock, now, out),
             Ok(ClientFrame::Typing(typing)) => self.typing(typing.chat_id, now, out),
             Ok(ClientFrame::Offline) => out.push(Output::Offline),
             Ok(ClientFrame::UnknownEvent) => {}
             Err(Refusal { id, error }) => {
+                outcome = FrameOutcome::Refused;
                 answer(id.as_ref().map(text_of), clock, Answer::Failed(error), out);
             }
         }
+        self.metrics.frames.inc(kind, outcome);
     }
 
     /// The client has sent a binary frame, which this protocol does not have.
     pub fn binary(&mut self, clock: i64, now: Instant, out: &mut Vec<Output>) {
         self.heard(now);
+        self.metrics.frames.inc(FrameKind::Binary, FrameOutcome::Refused);
         self.binary_frames += 1;
         if self.binary_frames > BINARY_FRAMES {
             out.push(Output::Close(
@@ -164,25 +190,30 @@ impl State {
         clock: i64,
         now: Instant,
         out: &mut Vec<Output>,
-    ) {
+    ) -> FrameOutcome {
         let error = if *request.peer() == self.user {
             Error::bad_request("payload.chatId: there is no chat with oneself")
-        } else if self.open.iter().any(|(_, open)| *open == id) {
+        } else if self.open.iter().any(|open| open.id == id) {
             Error::bad_request("id: a request with this id is open")
         } else if self.draining {
             Error::unavailable("this gateway is restarting", RETRY_AFTER)
         } else if self.open.len() >= self.limits.max_open_requests {
             Error::rate_limited(RETRY_AFTER)
         } else {
-            self.open.push_back((now + self.limits.request_timeout, id.clone()));
+            let (kind, deadline) = (RequestKind::from(&request), now + self.limits.request_timeout);
+            self.open.push_back(Open { id: id.clone(), kind, deadline, trace: None });
             out.push(Output::Publish { id, sent_at, traceparent, request });
-            return;
+            return FrameOutcome::Accepted;
         };
         answer(Some(text_of(&id)), clock, Answer::Failed(error), out);
+        FrameOutcome::Refused
     }
 
     fn ack(&mut self, id: EventId, clock: i64, now: Instant, out: &mut Vec<Output>) {
         answer(Some(id.to_string()), clock, Answer::Done, out);
+        if let Some(origin) = self.feed.origin(id) {
+            self.metrics.acked(&origin, clock);
+        }
         if self.feed.ack(id, out) && self.cursor_due.is_none() {
             self.cursor_due = Some(now + self.limits.cursor_interval);
         }
@@ -194,16 +225,21 @@ impl State {
         }
         self.typing.retain(|_, at| now.saturating_duration_since(*at) < TYPING_INTERVAL);
         if self.typing.len() >= TYPING_CHATS || self.typing.contains_key(&peer) {
+            self.metrics.typing.inc(TypingOutcome::Dropped);
             return;
         }
+        self.metrics.typing.inc(TypingOutcome::Forwarded);
         self.typing.insert(peer.clone(), now);
         out.push(Output::Typing(peer));
     }
 
     /// A request was answered. An answer that nobody waits for any more is dropped: its client was told to ask again.
-    pub fn reply(&mut self, id: &str, frame: Utf8Bytes, out: &mut Vec<Output>) {
-        if let Some(index) = self.open.iter().position(|(_, open)| open.as_str() == id) {
-            self.open.remove(index);
+    pub fn reply(&mut self, id: &str, frame: Utf8Bytes, now: Instant, out: &mut Vec<Output>) {
+        let index = self.open.iter().position(|open| open.id.as_str() == id);
+        if let Some(open) = index.and_then(|index| self.open.remove(index)) {
+            let left = open.deadline.saturating_duration_since(now);
+            let after = self.limits.request_timeout.saturating_sub(left);
+            self.metrics.answered(open.kind, after, open.trace);
             out.push(Output::Send(frame));
             self.close_if_drained(out);
         }
@@ -211,12 +247,26 @@ impl State {
 
     /// An open request could not be published.
     pub fn not_published(&mut self, id: &RequestId, clock: i64, out: &mut Vec<Output>) {
-        if let Some(index) = self.open.iter().position(|(_, open)| open == id) {
-            self.open.remove(index);
+        let index = self.open.iter().position(|open| open.id == *id);
+        if let Some(open) = index.and_then(|index| self.open.remove(index)) {
+            self.metrics.requests.inc(open.kind, RequestOutcome::NotPublished);
             let error = Error::unavailable("the service can't take the request now", RETRY_AFTER);
             answer(Some(text_of(id)), clock, Answer::Failed(error), out);
             self.close_if_drained(out);
         }
+    }
+
+    /// An open request is traced.
+    pub fn traced(&mut self, id: &RequestId, trace: TraceId) {
+        // It was opened just now.
+        if let Some(open) = self.open.iter_mut().rev().find(|open| open.id == *id) {
+            open.trace = Some(trace);
+        }
+    }
+
+    /// How many events were sent and not acked.
+    pub fn unacked(&self) -> usize {
+        self.feed.unacked()
     }
 
     /// How many requests wait for their answers.
@@ -230,10 +280,14 @@ impl State {
         id: EventId,
         prev: EventId,
         body: &[u8],
+        origin: Origin,
         now: Instant,
         out: &mut Vec<Output>,
     ) {
-        self.feed.live(id, prev, body, now, out);
+        if self.feed.live(id, prev, body, origin, now, out) {
+            self.metrics.events.inc(EventPath::Live);
+            self.metrics.delivered(&origin);
+        }
     }
 
     /// A sweep has found the user's last event.
@@ -244,7 +298,11 @@ impl State {
     /// The log was read.
     pub fn fetched(&mut self, fetched: Fetched, clock: i64, now: Instant, out: &mut Vec<Output>) {
         let is_resync = fetched.resync.is_some();
+        let before = out.len();
         self.feed.fetched(fetched, clock, now, out);
+        let sent = sends(out, before).saturating_sub(usize::from(is_resync));
+        self.metrics.events.add(EventPath::Log, sent as u64);
+        self.metrics.catch_ups.inc(if is_resync { CatchUp::Resync } else { CatchUp::Read });
         if is_resync {
             self.store_cursor(out);
         }
@@ -252,6 +310,7 @@ impl State {
 
     /// Reading the log has failed; it is tried again after a while.
     pub fn not_fetched(&mut self, now: Instant) {
+        self.metrics.catch_ups.inc(CatchUp::Failed);
         self.feed.not_fetched(now);
     }
 
@@ -283,14 +342,18 @@ impl State {
             self.pinged_at = Some(now);
             out.push(Output::Ping);
         }
-        while let Some((_, id)) = self.open.pop_front_if(|(deadline, _)| *deadline <= now) {
+        while let Some(Open { id, kind, .. }) = self.open.pop_front_if(|open| open.deadline <= now)
+        {
+            self.metrics.requests.inc(kind, RequestOutcome::TimedOut);
             let error = Error::unavailable("the request was not answered in time", RETRY_AFTER);
             answer(Some(text_of(&id)), clock, Answer::Failed(error), out);
         }
         if self.close_if_drained(out) {
             return;
         }
+        let before = out.len();
         self.feed.tick(now, self.limits.ack_wait, out);
+        self.metrics.events.add(EventPath::Again, sends(out, before) as u64);
         if self.cursor_due.is_some_and(|at| at <= now) {
             self.store_cursor(out);
         }
@@ -320,7 +383,7 @@ impl State {
         [
             self.ping_due(),
             self.expires_at,
-            self.open.front().map(|(deadline, _)| *deadline),
+            self.open.front().map(|open| open.deadline),
             self.feed.next_tick(self.limits.ack_wait),
             self.cursor_due,
         ]
@@ -335,6 +398,11 @@ fn answer(id: Option<String>, clock: i64, answer: Answer, out: &mut Vec<Output>)
         Ok(text) => out.push(Output::Send(text.into())),
         Err(error) => tracing::error!(%error, "a response can't be written"),
     }
+}
+
+/// How many frames were sent since there were `before` outputs.
+fn sends(out: &[Output], before: usize) -> usize {
+    out.iter().skip(before).filter(|output| matches!(output, Output::Send(_))).count()
 }
 
 fn too_large(limit: usize) -> Answer {

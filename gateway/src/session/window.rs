@@ -8,6 +8,8 @@ use std::{
 use herald_proto::EventId;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
+use crate::metrics::Origin;
+
 /// Events sent to a device and not yet acked.
 #[derive(Debug)]
 pub struct Window {
@@ -23,6 +25,7 @@ struct Entry {
     id: EventId,
     frame: Utf8Bytes,
     sent_at: Instant,
+    origin: Origin,
     acked: bool,
 }
 
@@ -57,19 +60,29 @@ impl Window {
     }
 
     /// Takes an event that is being sent. Ids must increase.
-    pub fn push(&mut self, id: EventId, frame: Utf8Bytes, now: Instant) {
+    pub fn push(&mut self, id: EventId, frame: Utf8Bytes, origin: Origin, now: Instant) {
         debug_assert!(
             id > self.entries.back().map_or(self.cursor, |last| last.id),
             "ids must increase"
         );
         self.bytes += frame.len();
-        self.entries.push_back(Entry { id, frame, sent_at: now, acked: false });
+        self.entries.push_back(Entry { id, frame, sent_at: now, origin, acked: false });
+    }
+
+    /// How many events it holds.
+    pub fn len(&self) -> usize {
+        self.entries.len()
     }
 
     /// Whether the event was sent and not acked.
     pub fn holds(&self, id: EventId) -> bool {
-        let found = self.entries.binary_search_by_key(&id, |entry| entry.id);
-        found.is_ok_and(|index| self.entries.get(index).is_some_and(|entry| !entry.acked))
+        self.origin(id).is_some()
+    }
+
+    /// Where an event comes from that was sent and not acked.
+    pub fn origin(&self, id: EventId) -> Option<Origin> {
+        let index = self.entries.binary_search_by_key(&id, |entry| entry.id).ok()?;
+        self.entries.get(index).filter(|entry| !entry.acked).map(|entry| entry.origin)
     }
 
     /// Marks an event as acked; returns whether the cursor moved. Unknown and old ids change nothing.
@@ -131,7 +144,7 @@ mod tests {
         let now = Instant::now();
         let mut window = Window::new(EventId(0), 8, 10);
         assert!(window.room() > 0);
-        window.push(EventId(1), "x".repeat(50).into(), now);
+        window.push(EventId(1), "x".repeat(50).into(), Origin::default(), now);
         assert_eq!(window.room(), 0);
         assert!(window.ack(EventId(1)));
         assert_eq!(window.room(), 8);
@@ -150,7 +163,7 @@ mod tests {
             for gap in gaps {
                 next += gap;
                 ids.push(next);
-                window.push(EventId(next), frame(next), start);
+                window.push(EventId(next), frame(next), Origin::default(), start);
             }
             let mut acked = std::collections::HashSet::new();
             for ack in acks {

@@ -23,8 +23,15 @@ fn check(text: &str) -> Result<(), TestCaseError> {
             prop_assert!((1..=64).contains(&id.as_str().chars().count()));
             prop_assert!((1..=128).contains(&request.peer().as_str().len()));
             let (from, traceparent) = (UserId::new("me").unwrap(), None);
-            let command =
-                Command { from, session: 1, id, sent_at: timestamp, traceparent, request };
+            let command = Command {
+                from,
+                session: 1,
+                id,
+                sent_at: timestamp,
+                received_at: 7,
+                traceparent,
+                request,
+            };
             let body = serde_json::to_vec(&command).unwrap();
             match serde_json::from_slice::<Command>(&body) {
                 Ok(read) => prop_assert_eq!(read, command),

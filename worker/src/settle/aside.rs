@@ -13,6 +13,7 @@ use super::{FIRST_PAUSE, Settler};
 use crate::{
     error::Error,
     frame::{Frame, message_of},
+    metrics::DeadLetterCause,
     publisher::{Answered, DeadLetter},
     spans,
     store::Changes,
@@ -61,7 +62,7 @@ impl Settler {
             reason: reason.to_string(),
             body: body.into(),
         };
-        self.parts.publisher.dead_letter(letter).await?;
+        self.parts.publisher.dead_letter(letter, DeadLetterCause::Unappliable).await?;
         let frames = std::slice::from_mut(frame);
         self.fences.mark_replays(frames);
         let moves = self.fences.moves(frames, &HashMap::new())?;
@@ -76,6 +77,7 @@ impl Settler {
         );
         let id = Some(frame.command.id.as_str().to_owned());
         let response = Response { id, timestamp: now_ms(), answer: Answer::Failed(error) };
+        self.parts.metrics.settled(frame, &response.answer);
         let (gateway, session) = (frame.gateway.clone(), frame.command.session);
         self.parts.publisher.replies(vec![Answered { gateway, session, response }]).await
     }

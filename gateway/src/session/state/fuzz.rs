@@ -136,7 +136,14 @@ fn session(now: Instant) -> State {
         .chain(["--max-frame-bytes", "1000", "--rate", "50", "--burst", "100"]);
     let limits = Config::try_parse_from(flags).unwrap().limits;
     let expires_at = Some(now + Duration::from_secs(5 * 3600));
-    State::new(UserId::new("me").unwrap(), Arc::new(limits), EventId(3), expires_at, now)
+    State::new(
+        UserId::new("me").unwrap(),
+        Arc::new(limits),
+        Arc::default(),
+        EventId(3),
+        expires_at,
+        now,
+    )
 }
 
 fn apply(
@@ -169,12 +176,19 @@ fn apply(
         Input::Huge(length) => state.text(&"[".repeat(*length), clock, *now, &mut out),
         Input::Binary => state.binary(clock, *now, &mut out),
         Input::Pong => state.heard(*now),
-        Input::Reply(id) => state.reply(&format!("r{id}"), REPLY.into(), &mut out),
+        Input::Reply(id) => state.reply(&format!("r{id}"), REPLY.into(), *now, &mut out),
         Input::NotPublished(id) => {
             state.not_published(&RequestId::new(format!("r{id}")).unwrap(), clock, &mut out);
         }
         Input::Live(id, prev) => {
-            state.live(EventId(*id), EventId(*prev), b"{\"a\":1}", *now, &mut out);
+            state.live(
+                EventId(*id),
+                EventId(*prev),
+                b"{\"a\":1}",
+                Origin::default(),
+                *now,
+                &mut out,
+            );
         }
         Input::Tail(id) => state.tail(EventId(*id), &mut out),
         Input::Fetched { ids, more, resync } => {

@@ -27,7 +27,8 @@ impl Test {
     fn new(flags: &[&str]) -> Self {
         let now = Instant::now();
         let user = UserId::new("me").unwrap();
-        let state = State::new(user, Arc::new(limits(flags)), EventId(10), None, now);
+        let state =
+            State::new(user, Arc::new(limits(flags)), Arc::default(), EventId(10), None, now);
         let mut test = Self { state, now, out: Vec::new() };
         test.state.start(&mut test.out);
         assert!(matches!(test.out.as_slice(), [Output::Fetch { after: EventId(10), .. }]));
@@ -47,7 +48,14 @@ impl Test {
 
     fn live(&mut self, id: u64, prev: u64) {
         let body = format!("{{\"n\":{id}}}");
-        self.state.live(EventId(id), EventId(prev), body.as_bytes(), self.now, &mut self.out);
+        self.state.live(
+            EventId(id),
+            EventId(prev),
+            body.as_bytes(),
+            Origin::default(),
+            self.now,
+            &mut self.out,
+        );
     }
 
     fn fetched(&mut self, ids: &[u64], more: bool) {
@@ -221,15 +229,15 @@ fn a_request_is_answered_once_in_time_or_told_that_it_was_not() {
     let mut test = Test::new(&["--request-timeout", "10s"]);
     test.request("a");
     assert!(matches!(test.take().as_slice(), [Output::Publish { .. }]));
-    test.state.reply("a", "{}".into(), &mut test.out);
+    test.state.reply("a", "{}".into(), test.now, &mut test.out);
     assert_eq!(test.sent(), [json!({})]);
-    test.state.reply("a", "{}".into(), &mut test.out);
+    test.state.reply("a", "{}".into(), test.now, &mut test.out);
     assert_eq!(test.take(), [], "a second answer");
     test.request("b");
     test.take();
     test.pass(Duration::from_secs(10));
     assert_eq!(test.sent()[0]["error"]["code"], "unavailable");
-    test.state.reply("b", "{}".into(), &mut test.out);
+    test.state.reply("b", "{}".into(), test.now, &mut test.out);
     assert_eq!(test.take(), [], "too late");
 }
 
@@ -256,7 +264,7 @@ fn a_draining_gateway_finishes_open_requests_and_takes_no_new_ones() {
     assert_eq!(test.take(), []);
     test.request("b");
     assert_eq!(test.sent()[0]["error"]["code"], "unavailable");
-    test.state.reply("a", "{}".into(), &mut test.out);
+    test.state.reply("a", "{}".into(), test.now, &mut test.out);
     assert_eq!(closes(&test.take()), Some(CloseCode::ServiceRestart));
     let mut idle = Test::new(&[]);
     idle.state.drain(&mut idle.out);
