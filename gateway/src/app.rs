@@ -76,17 +76,24 @@ pub async fn run(
         config.gateway_id.clone().unwrap_or_else(|| instance::name("gateway")).into();
     let name = format!("herald-gateway {gateway}");
     let client = broker::connect(&config.broker, &name, subject::GATEWAY_INBOX).await?;
-    let jetstream = ContextBuilder::new()
-        .ack_timeout(PUBLISH_TIMEOUT)
-        .timeout(PUBLISH_TIMEOUT)
-        .max_ack_inflight(config.limits.max_publishes)
-        .backpressure_on_inflight(true)
-        .build(client.clone());
+    // Reads have a connection of their own: the broker does what comes over one connection one after the other, and
+    // what is published must not wait until a long log is read.
+    let reads =
+        broker::connect(&config.broker, &format!("{name} reads"), subject::GATEWAY_INBOX).await?;
+    let context = |client: &Client| {
+        ContextBuilder::new()
+            .ack_timeout(PUBLISH_TIMEOUT)
+            .timeout(PUBLISH_TIMEOUT)
+            .max_ack_inflight(config.limits.max_publishes)
+            .backpressure_on_inflight(true)
+            .build(client.clone())
+    };
+    let jetstream = context(&client);
     let Some(topology) = topology(&jetstream, &stop).await else { return Ok(()) };
 
     let (cut, gone) = (CancellationToken::new(), CancellationToken::new());
     let (tasks, sessions) = (TaskTracker::new(), TaskTracker::new());
-    let log = EventLog::open(client.clone(), jetstream.clone(), topology).await?;
+    let log = EventLog::open(reads.clone(), context(&reads), topology).await?;
     let mut metered = Metered::new();
     let metrics = Arc::new(Metrics::new(&mut metered));
     process::register(&mut metered, "herald-gateway");

@@ -27,8 +27,10 @@ use tokio::sync::Mutex;
 use crate::{error::Error, inbox::Fetched};
 
 pub mod bucket;
+mod crowd;
 
 pub use bucket::BucketKey;
+use crowd::{Crowd, Turn};
 
 /// The logs. Clones share everything.
 #[derive(Clone)]
@@ -41,6 +43,8 @@ pub struct EventLog {
     reached: Arc<[AtomicU64]>,
     /// What each stream's extent was when it was asked for last.
     extents: Arc<[Mutex<Option<(Instant, Extent)>>]>,
+    /// Who reads each stream.
+    crowds: Arc<[Crowd]>,
     /// The bucket that says which logs are void.
     jumps: kv::Store,
 }
@@ -70,7 +74,21 @@ struct DirectGet<'a> {
     max_bytes: Option<usize>,
 }
 
+/// What a read has found.
+#[derive(Default)]
+struct Found {
+    /// Events after the one read from, oldest first.
+    events: Vec<Stored>,
+    /// Whether the event read from is there.
+    is_there: bool,
+    /// How many events there are after it, given here or not.
+    later: u64,
+    /// Whether some are not given here.
+    more: bool,
+}
+
 /// A message of a stream, as a direct get returns it.
+#[derive(Clone)]
 struct Stored {
     subject: String,
     sequence: u64,
@@ -109,8 +127,9 @@ impl EventLog {
             .get_key_value(subject::TOPOLOGY)
             .await
             .map_err(Error::broker("open TOPOLOGY"))?;
+        let crowds = (0..topology.event_streams).map(|_| Crowd::new()).collect();
         let extents = (0..topology.event_streams).map(|_| Mutex::default()).collect();
-        let log = Self { client, jetstream, cursors, topology, reached, extents, jumps };
+        let log = Self { client, jetstream, cursors, topology, reached, extents, crowds, jumps };
         log.refresh().await?;
         Ok(log)
     }
@@ -192,22 +211,14 @@ impl EventLog {
         let limit = limit.min(MAX_EVENTS);
         let (subject, stream) =
             (self.topology.event_subject(user), self.topology.event_stream(user));
-        // From the event itself on: its presence proves that nothing after it was dropped.
-        let from = |sequence: u64| DirectGet {
-            seq: Some(sequence.max(1)),
-            next_by_subj: Some(&subject),
-            batch: Some(limit + 2),
-            max_bytes: Some(MAX_BYTES),
-            ..DirectGet::default()
+        let found = match self.turn(stream, &subject, after, limit).await? {
+            Turn::Served(found) => found,
+            Turn::Alone(_place) => self.read(stream, &subject, after, limit).await?,
         };
-        let name = subject::events(stream);
-        let mut found = self.get(&name, &from(after.0)).await?;
-        let is_there = found.first().is_some_and(|first| first.sequence == after.0);
-        let later = found.len() as u64 + found.last().map_or(0, |last| last.pending);
-        let resync = if is_there || self.reaches_back(stream, after, later).await? {
+        let resync = if found.is_there || self.reaches_back(stream, after, found.later).await? {
             None
         } else {
-            let first = found.first().map(|first| EventId(first.sequence - 1));
+            let first = found.events.first().map(|first| EventId(first.sequence - 1));
             let place = first.unwrap_or_else(|| self.reached(user));
             tracing::warn!(
                 event.id = after.0,
@@ -216,21 +227,46 @@ impl EventLog {
             );
             Some(place)
         };
+        let Found { events, more, is_there, .. } = found;
+        let traced = |event: &Stored| Some((EventId(event.sequence), event.traceparent?));
+        let traces = events.iter().filter_map(traced).collect();
+        let events =
+            events.into_iter().map(|event| (EventId(event.sequence), event.payload)).collect();
+        Ok(Fetched { events, traces, more, is_there, resync })
+    }
+
+    /// Reads a user's events alone.
+    async fn read(
+        &self,
+        stream: u16,
+        subject: &str,
+        after: EventId,
+        limit: usize,
+    ) -> Result<Found, Error> {
+        // From the event itself on: its presence proves that nothing after it was dropped.
+        let from = |sequence: u64| DirectGet {
+            seq: Some(sequence.max(1)),
+            next_by_subj: Some(subject),
+            batch: Some(limit + 2),
+            max_bytes: Some(MAX_BYTES),
+            ..DirectGet::default()
+        };
+        let name = subject::events(stream);
+        let mut events = self.get(&name, &from(after.0)).await?;
+        let is_there = events.first().is_some_and(|first| first.sequence == after.0);
         if is_there {
-            let own = found.remove(0);
-            if found.is_empty() && own.pending > 0 {
+            let own = events.remove(0);
+            if events.is_empty() && own.pending > 0 {
                 // As large as an answer may be.
-                found = self.get(&name, &from(after.0 + 1)).await?;
+                events = self.get(&name, &from(after.0 + 1)).await?;
             }
         }
         // The answer ends where its bytes do, if not before.
-        let more = found.len() > limit || found.last().is_some_and(|last| last.pending > 0);
-        found.truncate(limit);
-        let traced = |event: &Stored| Some((EventId(event.sequence), event.traceparent?));
-        let traces = found.iter().filter_map(traced).collect();
-        let events =
-            found.into_iter().map(|event| (EventId(event.sequence), event.payload)).collect();
-        Ok(Fetched { events, traces, more, is_there, resync })
+        let pending = events.last().map_or(0, |last| last.pending);
+        let later = events.len() as u64 + pending;
+        let more = events.len() > limit || pending > 0;
+        events.truncate(limit);
+        Ok(Found { events, is_there, later, more })
     }
 
     /// Whether everything after `after` is still there, although `after` itself is not an event of this user: nothing
