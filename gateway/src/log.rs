@@ -9,7 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_nats::{
@@ -22,6 +22,7 @@ use herald_proto::{
     DeviceId, EventId, UserId, header, subject, telemetry::Traceparent, topology::Topology,
 };
 use serde::Serialize;
+use tokio::sync::Mutex;
 
 use crate::{error::Error, inbox::Fetched};
 
@@ -38,8 +39,19 @@ pub struct EventLog {
     topology: Topology,
     /// For each event stream a sequence that it has reached: where a device without any event begins.
     reached: Arc<[AtomicU64]>,
+    /// What each stream's extent was when it was asked for last.
+    extents: Arc<[Mutex<Option<(Instant, Extent)>>]>,
     /// The bucket that says which logs are void.
     jumps: kv::Store,
+}
+
+/// How far a stream reaches.
+#[derive(Clone, Copy)]
+struct Extent {
+    first: u64,
+    last: u64,
+    /// The most events that a user can have in it, if that is bounded.
+    per_user: Option<u64>,
 }
 
 #[derive(Serialize, Default)]
@@ -97,7 +109,8 @@ impl EventLog {
             .get_key_value(subject::TOPOLOGY)
             .await
             .map_err(Error::broker("open TOPOLOGY"))?;
-        let log = Self { client, jetstream, cursors, topology, reached, jumps };
+        let extents = (0..topology.event_streams).map(|_| Mutex::default()).collect();
+        let log = Self { client, jetstream, cursors, topology, reached, extents, jumps };
         log.refresh().await?;
         Ok(log)
     }
@@ -107,14 +120,8 @@ impl EventLog {
     /// # Errors
     /// If the broker does not tell.
     pub async fn refresh(&self) -> Result<(), Error> {
-        for (stream, reached) in (0..).zip(self.reached.iter()) {
-            let info = self.jetstream.get_stream(subject::events(stream)).await;
-            let last = info
-                .map_err(Error::broker("get an event stream"))?
-                .cached_info()
-                .state
-                .last_sequence;
-            reached.fetch_max(last, Ordering::Relaxed);
+        for stream in 0..self.topology.event_streams {
+            self.extent(stream).await?;
         }
         Ok(())
     }
@@ -196,7 +203,8 @@ impl EventLog {
         let name = subject::events(stream);
         let mut found = self.get(&name, &from(after.0)).await?;
         let is_there = found.first().is_some_and(|first| first.sequence == after.0);
-        let resync = if is_there || self.reaches_back(&subject, stream, after).await? {
+        let later = found.len() as u64 + found.last().map_or(0, |last| last.pending);
+        let resync = if is_there || self.reaches_back(stream, after, later).await? {
             None
         } else {
             let first = found.first().map(|first| EventId(first.sequence - 1));
@@ -226,35 +234,40 @@ impl EventLog {
     }
 
     /// Whether everything after `after` is still there, although `after` itself is not an event of this user: nothing
-    /// was dropped for its age after it, and nothing for the user's number of events.
-    async fn reaches_back(
-        &self,
-        event_subject: &str,
-        number: u16,
-        after: EventId,
-    ) -> Result<bool, Error> {
+    /// was dropped for its age after it, and nothing for the user's number of events, of which `later` are after it.
+    /// What is dropped for that is a user's oldest event: a user that has as many as it may, all of them later, may have
+    /// had others between.
+    async fn reaches_back(&self, stream: u16, after: EventId, later: u64) -> Result<bool, Error> {
+        let extent = self.extent(stream).await?;
+        let is_full = extent.per_user.is_some_and(|most| later >= most);
+        Ok(extent.first <= after.0 + 1 && after.0 <= extent.last && !is_full)
+    }
+
+    /// How far a stream reaches, asked for after this was called. Whoever comes while the broker is asked shares the
+    /// next answer: a crowd that comes back at once asks twice.
+    async fn extent(&self, number: u16) -> Result<Extent, Error> {
+        let called_at = Instant::now();
+        let shared = self.extents.get(usize::from(number)).ok_or(Error::Unreadable("a stream"))?;
+        let mut shared = shared.lock().await;
+        if let Some((asked_at, extent)) = *shared
+            && asked_at >= called_at
+        {
+            return Ok(extent);
+        }
+        let asked_at = Instant::now();
         let stream = self.jetstream.get_stream(subject::events(number)).await;
         let stream = stream.map_err(Error::broker("get an event stream"))?;
         let info = stream.cached_info();
+        let extent = Extent {
+            first: info.state.first_sequence,
+            last: info.state.last_sequence,
+            per_user: u64::try_from(info.config.max_messages_per_subject).ok().filter(|n| *n > 0),
+        };
         if let Some(reached) = self.reached.get(usize::from(number)) {
-            reached.fetch_max(info.state.last_sequence, Ordering::Relaxed);
+            reached.fetch_max(extent.last, Ordering::Relaxed);
         }
-        if info.state.first_sequence > after.0 + 1 || info.state.last_sequence < after.0 {
-            return Ok(false);
-        }
-        let limit = info.config.max_messages_per_subject;
-        if limit <= 0 {
-            return Ok(true);
-        }
-        let mut counts = stream
-            .info_with_subjects(event_subject)
-            .await
-            .map_err(Error::broker("count a user's events"))?;
-        match counts.next().await {
-            Some(Ok((_, count))) => Ok(i64::try_from(count).is_ok_and(|count| count < limit)),
-            Some(Err(error)) => Err(Error::broker("count a user's events")(error)),
-            None => Ok(true),
-        }
+        *shared = Some((asked_at, extent));
+        Ok(extent)
     }
 
     /// For each of these users a place that its sessions must have reached: the id of its last event, or the end of
