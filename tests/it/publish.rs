@@ -1,6 +1,10 @@
 //! A worker's events come into the logs in order, even when its connection breaks in the middle of a batch.
 
-use std::{net::SocketAddr, sync::atomic::Ordering, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use async_nats::Client;
@@ -50,7 +54,7 @@ async fn logs(nats: SocketAddr, database: &Database) -> Result<(Events, Store, C
     let jetstream = async_nats::jetstream::new(client.clone());
     let topology = topology::ensure(&jetstream, &config).await?;
     let stop = CancellationToken::new();
-    let metrics = Metrics::new(&mut Registry::new(), topology.partitions);
+    let metrics = Arc::new(Metrics::new(&mut Registry::new(), topology.partitions));
     let events =
         Events::open(client.clone(), jetstream, topology, store.clone(), metrics, stop).await?;
     Ok((events, store, client))

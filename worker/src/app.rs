@@ -53,7 +53,7 @@ pub async fn run(
     let info = frames.get_info().await.map_err(Error::broker("get FRAMES"))?;
     let epoch = partition::epoch(&info);
     let mut registry = Registry::new();
-    let metrics = Metrics::new(&mut registry, topology.partitions);
+    let metrics = Arc::new(Metrics::new(&mut registry, topology.partitions));
     process::register(&mut registry, "herald-worker");
     nats::register(&mut registry, &client);
     let registry = Arc::new(registry);

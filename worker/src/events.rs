@@ -47,7 +47,7 @@ pub struct Events {
     marks: Marks,
     /// How often the connection had been made when the streams were last looked at; `None` to look again.
     looked_at: Option<u64>,
-    metrics: Metrics,
+    metrics: Arc<Metrics>,
     stop: CancellationToken,
 }
 
@@ -68,7 +68,7 @@ impl Events {
         jetstream: Context,
         topology: Topology,
         store: Store,
-        metrics: Metrics,
+        metrics: Arc<Metrics>,
         stop: CancellationToken,
     ) -> Result<Self, Error> {
         let appender = Appender::new(client.clone()).await?;

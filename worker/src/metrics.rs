@@ -47,8 +47,7 @@ herald_proto::labels! {
     }
 }
 
-/// A worker's metrics. Clones share them.
-#[derive(Clone)]
+/// A worker's metrics.
 pub struct Metrics {
     /// Frames that were settled, by what they were answered with.
     pub frames: By2<RequestKind, AnswerCode, Counter>,

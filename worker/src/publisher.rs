@@ -23,7 +23,7 @@ use crate::{
 pub struct Publisher {
     client: Client,
     jetstream: Context,
-    metrics: Metrics,
+    metrics: Arc<Metrics>,
 }
 
 /// The answer to a frame, and who waits for it.
@@ -42,7 +42,7 @@ const REPLIES_PER_MESSAGE: usize = 256;
 
 impl Publisher {
     /// A publisher on this connection.
-    pub fn new(client: Client, jetstream: Context, metrics: Metrics) -> Self {
+    pub fn new(client: Client, jetstream: Context, metrics: Arc<Metrics>) -> Self {
         Self { client, jetstream, metrics }
     }
 

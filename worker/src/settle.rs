@@ -8,6 +8,7 @@
 use std::{
     collections::HashMap,
     num::NonZeroUsize,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -64,7 +65,7 @@ pub struct Parts {
     /// How many chats are remembered.
     pub remembered_chats: NonZeroUsize,
     /// What is counted.
-    pub metrics: Metrics,
+    pub metrics: Arc<Metrics>,
     /// Ends the waiting for a database or broker that is away.
     pub stop: CancellationToken,
 }
