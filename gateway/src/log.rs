@@ -42,7 +42,7 @@ pub struct EventLog {
     /// For each event stream a sequence that it has reached: where a device without any event begins.
     reached: Arc<[AtomicU64]>,
     /// What each stream's extent was when it was asked for last.
-    extents: Arc<[Mutex<Option<(Instant, Extent)>>]>,
+    extents: Arc<[Mutex<Option<Extent>>]>,
     /// Who reads each stream.
     crowds: Arc<[Crowd]>,
     /// The bucket that says which logs are void.
@@ -52,6 +52,7 @@ pub struct EventLog {
 /// How far a stream reaches.
 #[derive(Clone, Copy)]
 struct Extent {
+    asked_at: Instant,
     first: u64,
     last: u64,
     /// The most events that a user can have in it, if that is bounded.
@@ -285,8 +286,8 @@ impl EventLog {
         let called_at = Instant::now();
         let shared = self.extents.get(usize::from(number)).ok_or(Error::Unreadable("a stream"))?;
         let mut shared = shared.lock().await;
-        if let Some((asked_at, extent)) = *shared
-            && asked_at >= called_at
+        if let Some(extent) = *shared
+            && extent.asked_at >= called_at
         {
             return Ok(extent);
         }
@@ -295,6 +296,7 @@ impl EventLog {
         let stream = stream.map_err(Error::broker("get an event stream"))?;
         let info = stream.cached_info();
         let extent = Extent {
+            asked_at,
             first: info.state.first_sequence,
             last: info.state.last_sequence,
             per_user: u64::try_from(info.config.max_messages_per_subject).ok().filter(|n| *n > 0),
@@ -302,7 +304,7 @@ impl EventLog {
         if let Some(reached) = self.reached.get(usize::from(number)) {
             reached.fetch_max(extent.last, Ordering::Relaxed);
         }
-        *shared = Some((asked_at, extent));
+        *shared = Some(extent);
         Ok(extent)
     }
 

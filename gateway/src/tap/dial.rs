@@ -81,10 +81,10 @@ impl Dialer {
     /// # Errors
     /// If it can't be reached or lets nobody in.
     pub async fn dial(&mut self) -> io::Result<Opened> {
-        let known = self.servers.iter().chain(&self.discovered);
+        let mut known = self.servers.iter().chain(&self.discovered);
         let next = self.tries % known.clone().count().max(1);
         self.tries += 1;
-        let server = known.skip(next).next().ok_or(io::ErrorKind::NotFound)?.clone();
+        let server = known.nth(next).ok_or(io::ErrorKind::NotFound)?.clone();
         let (info, opened) = timeout(PATIENCE, self.open(&server)).await??;
         self.discovered = info.connect_urls.iter().filter_map(|url| url.parse().ok()).collect();
         Ok(opened)
