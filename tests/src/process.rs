@@ -161,6 +161,8 @@ impl Program {
         let mut command = Command::new(&self.path);
         command
             .args(&self.args)
+            // A backtrace would push what went wrong out of the end of the log.
+            .env("RUST_BACKTRACE", "0")
             .envs(self.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
