@@ -231,9 +231,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 match step {
                     Step::Fetch { after, limit } => {
                         let (log, user) = (self.shared.log.clone(), self.identity.user.clone());
-                        fetching =
-                            Some(Box::pin(async move { log.fetch(&user, after, limit).await }))
-                                .into();
+                        // A task of its own: a read that has its turn must go on while this session writes to
+                        // a client that does not read, for others wait for theirs.
+                        let read = async move { log.fetch(&user, after, limit).await };
+                        fetching = Some(tokio::spawn(read)).into();
                     }
                     Step::Close(code, reason) => return Some((code, reason)),
                 }
@@ -259,7 +260,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 }
                 Some(fetched) = &mut fetching => {
                     fetching = None.into();
-                    match fetched {
+                    match fetched.unwrap_or(Err(Error::Silent("read a log"))) {
                         Ok(mut fetched) => {
                             for (id, parent) in std::mem::take(&mut fetched.traces) {
                                 self.traces.heard(id, parent, Source::Log);
