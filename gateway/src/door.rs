@@ -6,17 +6,26 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::sync::{Semaphore, SemaphorePermit};
+
 use crate::{config::Limits, session::bucket::Bucket};
 
 /// The door.
 #[derive(Debug)]
 pub struct Door {
     coming_in: Mutex<Bucket>,
+    /// One for each session that may begin at the same time.
+    beginning: Semaphore,
+    /// One for each session that may end at the same time.
+    ending: Semaphore,
     reconnect_rate: u32,
     /// Over how long those inside are asked to come back, once the gateway drains.
     spread: OnceLock<Duration>,
 }
 
+/// How many sessions may begin at the same time, and how many end. Enough to keep the broker busy; a thousand would only
+/// keep those who chat waiting.
+const AT_ONCE: usize = 32;
 /// The least time over which clients are asked to come back.
 const SPREAD: Duration = Duration::from_secs(5);
 
@@ -24,7 +33,14 @@ impl Door {
     /// A door that nobody has passed yet.
     pub fn new(limits: &Limits, now: Instant) -> Self {
         let coming_in = Mutex::new(Bucket::new(limits.accept_rate, limits.accept_rate, now));
-        Self { coming_in, reconnect_rate: limits.reconnect_rate, spread: OnceLock::new() }
+        let (beginning, ending) = (Semaphore::new(AT_ONCE), Semaphore::new(AT_ONCE));
+        Self {
+            coming_in,
+            beginning,
+            ending,
+            reconnect_rate: limits.reconnect_rate,
+            spread: OnceLock::new(),
+        }
     }
 
     /// Lets a client in.
@@ -35,6 +51,17 @@ impl Door {
         // A bucket is changed as a whole, whoever panicked while holding the lock.
         let mut coming_in = self.coming_in.lock().unwrap_or_else(PoisonError::into_inner);
         coming_in.take(now).map_err(|wait| hint(Duration::from_millis(wait), SPREAD))
+    }
+
+    /// Waits until a session may begin: those who came first go first.
+    pub async fn turn_to_begin(&self) -> Option<SemaphorePermit<'_>> {
+        // Never closed.
+        self.beginning.acquire().await.ok()
+    }
+
+    /// Waits until the session of a client that is gone may end. Others have their turn in between.
+    pub async fn turn_to_end(&self) -> Option<SemaphorePermit<'_>> {
+        self.ending.acquire().await.ok()
     }
 
     /// Over how long the clients of this gateway are asked to come back: long enough that they don't come faster than

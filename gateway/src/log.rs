@@ -28,6 +28,7 @@ use crate::{error::Error, inbox::Fetched};
 
 pub mod bucket;
 mod crowd;
+mod tail;
 
 pub use bucket::BucketKey;
 use crowd::{Crowd, Turn};
@@ -91,7 +92,7 @@ struct Found {
 /// A message of a stream, as a direct get returns it.
 #[derive(Clone)]
 struct Stored {
-    subject: String,
+    subject: Arc<str>,
     sequence: u64,
     traceparent: Option<Traceparent>,
     is_removed: bool,
@@ -332,7 +333,7 @@ impl EventLog {
                 ..DirectGet::default()
             };
             for found in self.get(&subject::events(stream), &request).await? {
-                if let Some(user) = by_subject.remove(&found.subject) {
+                if let Some(user) = by_subject.remove(&*found.subject) {
                     ends.push((user.clone(), void.max(EventId(found.sequence))));
                 }
             }
@@ -396,7 +397,7 @@ fn stored(message: async_nats::Message) -> Result<Stored, Error> {
     Ok(Stored {
         subject: headers
             .get(async_nats::header::NATS_SUBJECT)
-            .map(ToString::to_string)
+            .map(|subject| subject.as_str().into())
             .ok_or(Error::Unreadable("a stored message"))?,
         sequence: header::number(headers, async_nats::header::NATS_SEQUENCE)
             .ok_or(Error::Unreadable("a stored message"))?,

@@ -31,6 +31,8 @@ pub struct Server {
     pub metrics: Arc<Metrics>,
 }
 
+/// How many connections are taken before others have their turn.
+const AT_A_TIME: u64 = 16;
 /// How long to wait when the system has no more sockets to give.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -64,6 +66,9 @@ impl Server {
                         self.handshake_timeout,
                         place,
                     ));
+                    if number % AT_A_TIME == 0 {
+                        tokio::task::yield_now().await;
+                    }
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a connection can't be taken");

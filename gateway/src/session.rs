@@ -133,7 +133,11 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let opening = shared.metrics.connections.one(Stage::Opening);
-    match open(&shared, &identity).await {
+    let opened = {
+        let _turn = shared.door.turn_to_begin().await;
+        open(&shared, &identity).await
+    };
+    match opened {
         Ok((seat, state)) => {
             drop(opening);
             shared.presence.opened(&identity.user);
@@ -207,6 +211,8 @@ type Closing = Option<(CloseCode, String)>;
 impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     async fn run(mut self: Box<Self>) {
         let closing = self.serve().await;
+        let door = self.shared.door.clone();
+        let _turn = if closing.is_none() { door.turn_to_end().await } else { None };
         // Boxed, so that a session that lives does not keep room for its end.
         Box::pin(self.end(closing)).await;
     }

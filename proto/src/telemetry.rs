@@ -95,6 +95,10 @@ pub struct Telemetry {
 /// How long the last spans may take to be sent.
 const GOODBYE: Duration = Duration::from_secs(3);
 
+/// The target of `tracing` spans that are sent as traces of their own: what the service does for itself, such as taking
+/// a partition over. What it does for a message are [`Span`]s, which begin, end and are linked where `tracing`'s can't.
+pub const OPERATIONS: &str = "herald::operations";
+
 /// Makes spans, if traces are sent anywhere. There is one for the process, as there is one logger.
 static TRACER: OnceLock<SdkTracer> = OnceLock::new();
 
@@ -103,23 +107,26 @@ static TRACER: OnceLock<SdkTracer> = OnceLock::new();
 /// # Errors
 /// [`Error`], which names the flag.
 pub async fn init(service: &'static str, args: &TelemetryArgs) -> Result<Telemetry, Error> {
-    let level = logs::init(&args.log, args.log_format)?;
+    let provider = export::processor(args)?.map(|processor| {
+        SdkTracerProvider::builder()
+            .with_resource(resource(service, args))
+            // Only what is to be kept ever becomes a span.
+            .with_sampler(SdkSampler::AlwaysOn)
+            .with_span_processor(processor)
+            .build()
+    });
+    let scope = InstrumentationScope::builder("herald").with_version(env!("CARGO_PKG_VERSION"));
+    let scope = scope.build();
+    let tracer = provider.as_ref().map(|provider| provider.tracer_with_scope(scope));
+    let level = logs::init(&args.log, args.log_format, tracer.clone())?;
     if let Some(address) = args.log_listen {
         control::serve(address, level).await?;
     }
-    let Some(processor) = export::processor(args)? else {
-        return Ok(Telemetry { provider: None });
-    };
-    let provider = SdkTracerProvider::builder()
-        .with_resource(resource(service, args))
-        // Only what is to be kept ever becomes a span.
-        .with_sampler(SdkSampler::AlwaysOn)
-        .with_span_processor(processor)
-        .build();
-    let scope = InstrumentationScope::builder("herald").with_version(env!("CARGO_PKG_VERSION"));
-    // Whoever set it first, logs would not have been set up twice.
-    let _ = TRACER.set(provider.tracer_with_scope(scope.build()));
-    Ok(Telemetry { provider: Some(provider) })
+    if let Some(tracer) = tracer {
+        // Whoever set it first, logs would not have been set up twice.
+        let _ = TRACER.set(tracer);
+    }
+    Ok(Telemetry { provider })
 }
 
 /// Starts logging alone.
@@ -127,7 +134,7 @@ pub async fn init(service: &'static str, args: &TelemetryArgs) -> Result<Telemet
 /// # Errors
 /// [`Error`]
 pub fn log(directives: &str, format: LogFormat) -> Result<Telemetry, Error> {
-    logs::init(directives, format)?;
+    logs::init(directives, format, None)?;
     Ok(Telemetry { provider: None })
 }
 

@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use async_nats::jetstream;
 use herald_proto::{Chat, UserId, subject};
 use herald_tests::{Backend, Binaries, Client, Cluster, Options, eventually};
+use herald_worker::topology::DEFAULT;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
@@ -13,8 +14,6 @@ on_both! {
     a_frame_that_is_not_readable_is_put_aside_and_its_neighbours_are_applied
     a_poisonous_frame_is_put_aside_told_and_applied_when_it_is_requeued
 }
-
-const PARTITIONS: u16 = 8;
 
 /// What `herald-worker deadletter` prints.
 async fn deadletter(cluster: &Cluster, args: &[&str]) -> Result<String> {
@@ -52,7 +51,7 @@ async fn a_frame_that_is_not_readable_is_put_aside_and_its_neighbours_are_applie
     let cluster = Cluster::start(backend, Options::default()).await?;
     let (mut user1, mut user2) = (cluster.connect("User1").await?, cluster.connect("User2").await?);
     let chat = Chat::between(&UserId::new("User1")?, &UserId::new("User2")?).context("a chat")?;
-    let partition = subject::partition(&chat, PARTITIONS);
+    let partition = subject::partition(&chat, DEFAULT.partitions);
     let subject = subject::frames(partition);
     let broker = jetstream::new(async_nats::connect(cluster.nats_url()).await?);
     send(&mut user1, "before").await?;

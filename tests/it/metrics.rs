@@ -12,6 +12,7 @@ use herald_tests::{
     port,
     site::{Setup, Site},
 };
+use herald_worker::topology::DEFAULT;
 use serde_json::{Value, json};
 
 mod alerts;
@@ -109,7 +110,7 @@ async fn a_scrape_tells_what_was_done() -> Result<()> {
     assert!((1.0..=5.0).contains(&committed) && count == committed, "{committed} {count}");
     expect(&worker, "herald_worker_replays_total", &[], 0.0);
     expect(&worker, "herald_worker_dead_letters_total", &[], 0.0);
-    expect(&worker, "herald_worker_partition_owned", &[], 8.0);
+    expect(&worker, "herald_worker_partition_owned", &[], f64::from(DEFAULT.partitions));
     expect(&worker, "herald_worker_members", &[], 1.0);
     for scrape in [&sender, &recipient, &worker] {
         for name in ["process_resident_memory_bytes", "process_open_fds", "tokio_alive_tasks"] {
@@ -187,7 +188,10 @@ async fn no_label_tells_of_a_user_and_their_number_does_not_grow_with_users() ->
     // How much waits in a partition is not told before the broker was asked.
     let before = eventually("every partition's lag is told", PATIENCE, async || {
         let scrape = Scrape::of(cluster.workers[0].metrics).await?;
-        ensure!(scrape.matching("herald_worker_partition_lag", &[]).count() == 8);
+        ensure!(
+            scrape.matching("herald_worker_partition_lag", &[]).count()
+                == usize::from(DEFAULT.partitions)
+        );
         series(&cluster).await
     });
     let before = before.await?;

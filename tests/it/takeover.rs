@@ -8,6 +8,7 @@ use herald_proto::subject;
 use herald_tests::{
     Backend, Binaries, Client, Cluster, Options, Process, Program, eventually, http, port,
 };
+use herald_worker::topology::DEFAULT;
 use serde_json::{Value, json};
 
 on_both! {
@@ -126,7 +127,7 @@ async fn pins(frames: &Stream, sender: &mut Client, round: &str) -> Result<Vec<O
         sender.request("new", new).await?;
     }
     let mut pins = Vec::new();
-    for partition in 0..8 {
+    for partition in 0..DEFAULT.partitions {
         let info = frames.consumer_info(subject::consumer(partition)).await?;
         pins.extend(info.priority_groups.into_iter().map(|group| group.pinned_client_id));
     }
@@ -141,19 +142,19 @@ async fn a_worker_that_comes_gets_half_of_the_partitions_and_gives_them_back_whe
     let frames = broker.get_stream(subject::FRAMES).await?;
     let mut sender = cluster.connect("sender").await?;
     let alone = pins(&frames, &mut sender, "alone").await?;
-    assert_eq!(alone.iter().flatten().count(), 8, "{alone:?}");
+    assert_eq!(alone.iter().flatten().count(), usize::from(DEFAULT.partitions), "{alone:?}");
     let second = cluster.worker().await?;
     let mut round = 0;
     eventually("half of the partitions have moved", Duration::from_secs(30), async || {
         round += 1;
         let now = pins(&frames, &mut sender, &format!("two-{round}")).await?;
         let moved = now.iter().zip(&alone).filter(|(now, before)| now != before).count();
-        ensure!(moved == 4, "{moved} have moved");
+        ensure!(moved == usize::from(DEFAULT.partitions / 2), "{moved} have moved");
         Ok(())
     })
     .await?;
     second.stop().await?;
     let back = pins(&frames, &mut sender, "alone again").await?;
-    assert_eq!(back.iter().flatten().count(), 8, "{back:?}");
+    assert_eq!(back.iter().flatten().count(), usize::from(DEFAULT.partitions), "{back:?}");
     Ok(())
 }

@@ -96,7 +96,7 @@ async fn the_number_of_partitions_changes_when_nothing_is_under_way_and_every_ch
     everyone_writes(&cluster, 1).await?;
 
     let (_, said) = topology(&url, &[], &["plan", "--partitions", "24"]).await?;
-    ensure!(said.starts_with("8 -> 24 partitions: "), "{said}");
+    ensure!(said.starts_with("4 -> 24 partitions: "), "{said}");
     ensure!(said.contains("apply may not change it now: first stop the gateways"), "{said}");
     let (is_done, said) = topology(&url, &[], &["apply", "--partitions", "24"]).await?;
     ensure!(!is_done && said.contains("workers alive   1"), "{said}");
@@ -108,7 +108,7 @@ async fn the_number_of_partitions_changes_when_nothing_is_under_way_and_every_ch
     let refusal = cluster.worker().await.unwrap_err().to_string();
     assert_eq!(
         refusal,
-        "--partitions and --event-streams ask for 24 partitions and 1 event streams, but the service runs with 8 \
+        "--partitions and --event-streams ask for 24 partitions and 1 event streams, but the service runs with 4 \
          partitions and 1 event streams: leave them out, or change the topology first (herald-worker topology plan)"
     );
 
@@ -134,7 +134,7 @@ async fn an_operator_of_the_development_overlay_can_show_and_plan() -> Result<()
     let flags = deployed.flags(Role::Operator);
     let (is_done, said) =
         topology(&cluster.nats_url(), &flags, &["plan", "--partitions", "9"]).await?;
-    ensure!(is_done && said.starts_with("8 -> 9 partitions: "), "{said}");
+    ensure!(is_done && said.starts_with("4 -> 9 partitions: "), "{said}");
     ensure!(said.contains("gateways alive  2\nworkers alive   2\n"), "{said}");
     let refused = herald_tests::Deployed::violations(&[&cluster.broker])?;
     assert_eq!(refused, Vec::<String>::new(), "nothing was refused");

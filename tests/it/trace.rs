@@ -1,6 +1,6 @@
 //! One trace from the sender's frame to the recipient's ack, on processes that send their spans to a real receiver.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use herald_tests::{
@@ -11,6 +11,7 @@ use herald_tests::{
     site::{Setup, Site},
     tree::{Trace, traces},
 };
+use herald_worker::topology::DEFAULT;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
@@ -27,6 +28,7 @@ request new [SERVER, herald-gateway]
         deliver EVENTS [CONSUMER, herald-gateway]
           ack EVENTS [SERVER, herald-gateway]
 ";
+const TAKE_OVER: &str = "take a partition over";
 const CLIENT_TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const CLIENT_SPAN: &str = "b7ad6b7169203331";
 
@@ -55,11 +57,13 @@ fn new(key: &str) -> Value {
     json!({"chatId": "User2", "clientMessageId": key, "message": "a secret"})
 }
 
-/// Waits until the only trace there is, besides those of handshakes, has that many spans.
+/// Waits until the only trace there is, besides those of handshakes and of what workers do for themselves, has that many
+/// spans.
 async fn only_trace(receiver: &Receiver, spans: usize, known: &[&str]) -> Result<Trace> {
     eventually("the trace is whole", PATIENCE, async || {
         let mut traces = traces(&receiver.spans().all(), known);
-        traces.retain(|trace| trace.named("GET /ws").is_empty());
+        traces
+            .retain(|trace| trace.named("GET /ws").is_empty() && trace.named(TAKE_OVER).is_empty());
         ensure!(traces.len() == 1, "{} traces", traces.len());
         let trace = traces.pop().context("no trace")?;
         ensure!(trace.spans.len() >= spans, "so far:\n{}", trace.shape());
@@ -68,9 +72,34 @@ async fn only_trace(receiver: &Receiver, spans: usize, known: &[&str]) -> Result
     .await
 }
 
+/// The spans of what is done for clients.
+fn for_clients(receiver: &Receiver) -> Vec<Span> {
+    receiver.spans().all().into_iter().filter(|span| span.name != TAKE_OVER).collect()
+}
+
 fn one<'a>(trace: &'a Trace, name: &str) -> &'a Span {
     let [span] = trace.named(name)[..] else { panic!("not one {name}:\n{}", trace.shape()) };
     span
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_partition_that_a_worker_takes_over_is_a_trace_of_its_own() -> Result<()> {
+    let receiver = Receiver::start().await?;
+    let _site = Site::start(setup(&receiver.grpc_flags(), "0")).await?;
+    let expected: BTreeSet<String> = (0..DEFAULT.partitions).map(|n| n.to_string()).collect();
+    eventually("all partitions are taken over", PATIENCE, async || {
+        let traces = traces(&receiver.spans().all(), &[]);
+        let shapes = traces.iter().map(Trace::shape).collect::<Vec<_>>();
+        let alone = format!("{TAKE_OVER} [INTERNAL, herald-worker]\n");
+        ensure!(shapes.iter().all(|shape| *shape == alone), "{shapes:?}");
+        let partition = "messaging.destination.partition.id";
+        let spans = traces.iter().flat_map(|trace| &trace.spans);
+        let taken: BTreeSet<String> =
+            spans.filter_map(|(_, span)| span.get(partition).map(ToOwned::to_owned)).collect();
+        ensure!(taken == expected, "{taken:?}");
+        Ok(())
+    })
+    .await
 }
 
 fn assert_attributes(span: &Span, expected: &[(&str, &str)]) {
@@ -151,7 +180,9 @@ async fn is_shown(receiver: &Receiver, trace: &Trace) -> Result<()> {
         Ok(serde_json::from_str::<Value>(&text)?)
     };
     let listed = json("/traces").await?;
-    assert_eq!((&listed[0]["id"], &listed[0]["spans"]), (&json!(trace.id), &json!(8)));
+    let listed = listed.as_array().context("no list")?;
+    let row = listed.iter().find(|row| row["id"] == json!(trace.id)).context("not listed")?;
+    assert_eq!(row["spans"], json!(8));
     assert_eq!(json("/metrics").await?, json!([{"program": "gone", "values": null}]));
     let (_, picture) = http::get(address, &format!("/traces/{}", trace.id)).await?;
     for (_, span) in &trace.spans {
@@ -191,7 +222,7 @@ async fn a_clients_traceparent_decides_over_its_request_and_is_continued() -> Re
     // What is not sampled leaves nothing at all, not even when everything is flushed.
     site.workers[0].stop().await?;
     site.gateways[0].stop().await?;
-    assert_eq!(receiver.spans().all().len(), 6);
+    assert_eq!(for_clients(&receiver).len(), 6);
     Ok(())
 }
 
@@ -203,7 +234,7 @@ async fn a_handshake_is_a_span_in_its_clients_trace() -> Result<()> {
     let traceparent = format!("00-{CLIENT_TRACE}-{CLIENT_SPAN}-01");
     let _user1 = Client::connect_with(&url, &[("traceparent", &traceparent)]).await?;
     let span = eventually("its span is there", PATIENCE, async || {
-        receiver.spans().all().pop().context("no span")
+        for_clients(&receiver).pop().context("no span")
     })
     .await?;
     assert_eq!((span.name.as_str(), span.kind), ("GET /ws", "SERVER"));

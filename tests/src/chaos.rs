@@ -10,6 +10,8 @@ pub mod fault;
 pub mod mix;
 pub mod report;
 
+use herald_worker::topology::DEFAULT;
+
 use crate::{
     fleet::{Fleet, Plan},
     history::{Millis, Verdict, check, failover::failovers},
@@ -65,7 +67,7 @@ impl Chaos {
         self.fleet.settle(PATIENCE).await;
         let mut history = self.fleet.stop().await;
         history.stored = Some(Box::pin(audit(self.site.database_url())).await?);
-        let partition = |chat| report::partition(chat, report::PARTITIONS);
+        let partition = |chat| report::partition(chat, DEFAULT.partitions);
         let failovers = failovers(&history, &self.deaths, partition);
         Ok(Outcome { verdict: check(&history), failovers })
     }

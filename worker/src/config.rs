@@ -146,7 +146,7 @@ pub struct Config {
     #[command(flatten)]
     pub otlp: OtlpArgs,
     /// Number of partitions of the work; at most one worker each. Decided by the first worker: later ones must agree or
-    /// leave it out. [default: 8]
+    /// leave it out. [default: 4]
     #[arg(long, env = "HERALD_PARTITIONS", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub partitions: Option<u16>,
     /// Number of event streams. Decided by the first worker, like --partitions. [default: 1]

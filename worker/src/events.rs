@@ -31,7 +31,7 @@ use crate::{
 
 mod append;
 
-use append::{Appender, Message};
+use append::{Appender, Message, Pending};
 
 /// How far the event streams have been given out, as far as this worker knows.
 #[derive(Clone)]
@@ -49,6 +49,17 @@ pub struct Events {
     looked_at: Option<u64>,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
+}
+
+/// Events that were sent to their logs.
+pub struct Sent {
+    pending: Pending,
+    /// The stream that each of the pending batches goes to.
+    streams: Vec<usize>,
+    spans: Vec<Span>,
+    began_at: Instant,
+    /// What became of it, once that is known.
+    outcome: Option<Result<Vec<u64>, Error>>,
 }
 
 /// More ids than are ever given out between two looks at a stream.
@@ -113,7 +124,17 @@ impl Events {
         if events.is_empty() {
             return Ok(());
         }
+        let sent = self.send(events).await?;
+        self.finish(sent).await
+    }
+
+    /// Sends events to their users' logs, in order; there are some. What was sent before has to be finished.
+    ///
+    /// # Errors
+    /// If the broker or the database fails. Then all of them must be sent again.
+    pub async fn send(&mut self, events: &[&Outgoing]) -> Result<Sent, Error> {
         self.look_if_due().await?;
+        let began_at = Instant::now();
         let mut spans = Vec::new();
         let mut batches: Vec<Vec<Message>> = Vec::new();
         batches.resize_with(usize::from(self.topology.event_streams), Vec::new);
@@ -130,20 +151,40 @@ impl Events {
         let streams: Vec<usize> =
             (0..batches.len()).filter(|&n| batches.get(n).is_some_and(|b| !b.is_empty())).collect();
         batches.retain(|batch| !batch.is_empty());
-        let began_at = Instant::now();
-        let appended = self.appender.append(&batches).await;
-        self.metrics.publish.observe(began_at.elapsed(), None);
-        let outcome = if appended.is_ok() { Publishing::Confirmed } else { Publishing::Failed };
-        self.metrics.publishes.inc(outcome);
-        let ends = appended.inspect_err(|_| {
+        let pending = self.appender.send(&batches).await?;
+        Ok(Sent { pending, streams, spans, began_at, outcome: None })
+    }
+
+    /// Waits until it is known what became of what was sent. Can be given up and called again.
+    pub async fn confirmed(&mut self, sent: &mut Sent) {
+        if sent.outcome.is_some() {
+            return;
+        }
+        let outcome = self.appender.confirm(&mut sent.pending).await;
+        self.metrics.publish.observe(sent.began_at.elapsed(), None);
+        if outcome.is_ok() {
+            self.metrics.publishes.inc(Publishing::Confirmed);
+        } else {
+            self.metrics.publishes.inc(Publishing::Failed);
             self.looked_at = None;
-            spans.iter_mut().for_each(|span| span.fail("not_confirmed"));
-        })?;
-        drop(spans);
+            sent.spans.iter_mut().for_each(|span| span.fail("not_confirmed"));
+        }
+        sent.spans.clear();
+        sent.outcome = Some(outcome);
+    }
+
+    /// Waits until JetStream has confirmed all of what was sent.
+    ///
+    /// # Errors
+    /// If something is not confirmed. Then all of it must be sent again.
+    pub async fn finish(&mut self, mut sent: Sent) -> Result<(), Error> {
+        self.confirmed(&mut sent).await;
+        let Some(outcome) = sent.outcome else { return Ok(()) };
+        let ends = outcome?;
         let mut is_behind = false;
         {
             let mut marks = self.marks.lock();
-            for (stream, end) in streams.into_iter().zip(ends) {
+            for (stream, end) in sent.streams.into_iter().zip(ends) {
                 if let Some(mark) = marks.get_mut(stream) {
                     let end = end.cast_signed();
                     // A batch that was there already ends where it did.

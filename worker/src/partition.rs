@@ -15,6 +15,7 @@ use async_nats::jetstream::{
 use futures::{FutureExt, StreamExt};
 use herald_proto::{
     Chat, subject,
+    telemetry::OPERATIONS,
     wire::{Bundle, Command},
 };
 use tokio::sync::{mpsc, oneshot};
@@ -159,11 +160,23 @@ impl Reader {
     /// Reads until the partition is another worker's, or the worker stops; then lets go of it.
     async fn read(&self) -> Result<(), Error> {
         let _owned = self.partitions.own(self.partition);
-        self.check_stream().await?;
         let mut position = Position { taken: 0, newest: 0, next_delivery: None };
-        self.recover(&mut position).await?;
+        self.take_over(&mut position).await?;
         self.pull(&mut position).await?;
         self.leave(&position).await
+    }
+
+    #[tracing::instrument(
+        target = OPERATIONS,
+        name = "take a partition over",
+        skip_all,
+        fields(messaging.destination.partition.id = self.partition, otel.status_code)
+    )]
+    async fn take_over(&self, position: &mut Position) -> Result<(), Error> {
+        self.check_stream().await?;
+        self.recover(position).await.inspect_err(|_| {
+            tracing::Span::current().record("otel.status_code", "ERROR");
+        })
     }
 
     async fn pull(&self, position: &mut Position) -> Result<(), Error> {

@@ -1,5 +1,7 @@
 //! Settles frames: applies what all of the worker's partitions have waiting in one database transaction, answers it,
 //! publishes its events. While one batch is settled the next one gathers, so batches grow under load and nothing lingers.
+//! While a small batch's events are on their way, the next one's transaction may run already. A partition has one batch
+//! here at a time, so the two have nothing to do with each other.
 //!
 //! The fence: the transaction moves each partition's `applied` sequence from where this worker believes it to be; if
 //! another worker was there first, nothing is committed. The outbox: the same statement stores the batch's events, so
@@ -20,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     chats::{Chats, Remembered},
     error::Error,
-    events::Events,
+    events::{Events, Sent},
     failpoint,
     frame::{Frame, Outgoing},
     handler,
@@ -75,7 +77,25 @@ pub struct Settler {
     parts: Parts,
     fences: Fences,
     chats: Chats,
+    /// The batch whose events are on their way.
+    underway: Option<Underway>,
 }
+
+/// Frames that are applied, and whose events are on their way.
+struct Underway {
+    /// Kept for their spans.
+    frames: Vec<Frame>,
+    partitions: Vec<u16>,
+    applied_at: Instant,
+    /// What was sent, if there was anything to send.
+    sent: Result<Option<Sent>, Error>,
+    /// Told when the events are published.
+    waiters: Vec<oneshot::Sender<()>>,
+}
+
+/// From how many frames on a batch's events are waited for before the next one's transaction: that one grows meanwhile,
+/// and one large transaction costs less than two.
+const LARGE: usize = 64;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// How often an idle settler looks whether the connection was lost.
@@ -87,22 +107,27 @@ impl Settler {
     pub fn new(parts: Parts) -> Self {
         let fences = Fences::new(parts.created, parts.duplicate_window);
         let chats = Chats::new(parts.remembered_chats);
-        Self { parts, fences, chats }
+        Self { parts, fences, chats, underway: None }
     }
 
     /// Settles until all readers are gone.
     pub async fn run(mut self, mut batches: mpsc::Receiver<Batch>) {
         loop {
             let first = tokio::select! {
+                biased;
                 first = batches.recv() => first,
-                () = tokio::time::sleep(LOOK) => {
+                () = confirmed(&mut self.parts.events, &mut self.underway), if self.underway.is_some() => {
+                    self.finish_or_warn().await;
+                    continue;
+                }
+                () = tokio::time::sleep(LOOK), if self.underway.is_none() => {
                     if let Err(error) = self.parts.events.look_if_due().await {
                         tracing::warn!(%error, "can't look at the event streams, trying again");
                     }
                     continue;
                 }
             };
-            let Some(first) = first else { return };
+            let Some(first) = first else { return self.finish_or_warn().await };
             let mut frames = first.frames.len();
             let mut waiting = vec![first];
             while frames < self.parts.max_frames
@@ -125,16 +150,31 @@ impl Settler {
             frames.extend(batch.frames);
             waiters.push(batch.done);
         }
+        let is_large = frames.len() >= LARGE;
         self.settle_or_split(frames).await?;
-        for waiter in waiters {
-            // A reader that is gone has nothing to acknowledge.
-            let _ = waiter.send(());
+        match &mut self.underway {
+            Some(underway) => underway.waiters.extend(waiters),
+            None => tell(waiters),
         }
-        Ok(())
+        if is_large { self.finish().await } else { Ok(()) }
+    }
+
+    async fn finish_or_warn(&mut self) {
+        if let Err(error) = self.finish().await {
+            tracing::warn!(%error, "frames stay unacknowledged");
+        }
     }
 
     /// Learns where a partition stands, trying until it is known.
     async fn learn_at_last(&mut self, partition: u16) -> Result<(), Error> {
+        if self.fences.get(partition).is_none() {
+            // What its last owner left may have to be published.
+            self.finish().await?;
+        }
+        self.learn(partition).await
+    }
+
+    async fn learn(&mut self, partition: u16) -> Result<(), Error> {
         let mut pause = FIRST_PAUSE;
         loop {
             let Parts { store, frames, events, .. } = &mut self.parts;
@@ -151,8 +191,14 @@ impl Settler {
         // A stack instead of recursion: a future that holds itself would have to be boxed.
         let mut todo = vec![frames];
         while let Some(mut frames) = todo.pop() {
+            // A partition's next step overwrites what it has to publish.
+            let is_of = |partition: &u16| frames.iter().any(|frame| frame.partition == *partition);
+            if self.underway.as_ref().is_some_and(|underway| underway.partitions.iter().any(is_of))
+            {
+                self.finish().await?;
+            }
             match self.settle_together(&mut frames).await {
-                Ok(()) => {}
+                Ok(applied_at) => self.publish(frames, applied_at).await?,
                 Err(error) if error.is_transient() || matches!(error, Error::Stopping) => {
                     return Err(error);
                 }
@@ -168,8 +214,8 @@ impl Settler {
         Ok(())
     }
 
-    async fn settle_together(&mut self, frames: &mut [Frame]) -> Result<(), Error> {
-        let began_at = Instant::now();
+    /// Applies the frames, and returns when that was done.
+    async fn settle_together(&mut self, frames: &mut [Frame]) -> Result<Instant, Error> {
         let mut span = spans::apply(frames);
         let (mut pause, mut has_repeats) = (FIRST_PAUSE, false);
         loop {
@@ -177,7 +223,7 @@ impl Settler {
             let applied = self.apply(frames, has_repeats).await;
             self.count(&applied, frames.len(), tried_at);
             match applied {
-                Ok(()) => break,
+                Ok(()) => return Ok(Instant::now()),
                 Err(Error::Store(store::Error::Taken)) if !has_repeats => has_repeats = true,
                 Err(error) if error.is_transient() => {
                     // Whatever happened, the database knows best how far each partition is.
@@ -195,15 +241,6 @@ impl Settler {
                 }
             }
         }
-        let applied_at = Instant::now();
-        self.publish(frames, applied_at).await?;
-        tracing::debug!(
-            herald.frames = frames.len(),
-            herald.apply_ms = (applied_at - began_at).as_secs_f64() * 1e3,
-            herald.publish_ms = applied_at.elapsed().as_secs_f64() * 1e3,
-            "settled"
-        );
-        Ok(())
     }
 
     /// Counts a transaction.
@@ -222,32 +259,61 @@ impl Settler {
         metrics.transactions.inc(outcome);
     }
 
-    /// Publishes the events of all these frames' partitions, in one go: what one partition's events are among another's
-    /// does not matter.
-    async fn publish(&mut self, frames: &[Frame], applied_at: Instant) -> Result<(), Error> {
-        let partitions = partitions(frames);
+    /// Sends the events of all these frames' partitions, in one go: what one partition's events are among another's does
+    /// not matter. What was sent before is finished first.
+    async fn publish(&mut self, frames: Vec<Frame>, applied_at: Instant) -> Result<(), Error> {
+        self.finish().await?;
+        let partitions = partitions(&frames);
+        let sent = self.send(&partitions, applied_at).await;
+        let waiters = Vec::new();
+        self.underway = Some(Underway { frames, partitions, applied_at, sent, waiters });
+        Ok(())
+    }
+
+    /// Sends what partitions have to publish; `None` if there is nothing.
+    async fn send(
+        &mut self,
+        partitions: &[u16],
+        applied_at: Instant,
+    ) -> Result<Option<Sent>, Error> {
+        if applied_at.elapsed() > self.parts.duplicate_window / 4 {
+            // Frozen, or cut off for long: another worker may have published these events, and JetStream may
+            // have forgotten that it did. The database knows.
+            for partition in partitions {
+                self.fences.forget(*partition);
+                self.learn(*partition).await?;
+            }
+        }
+        let fences = partitions.iter().filter_map(|partition| self.fences.get(*partition));
+        let events: Vec<&Outgoing> = fences.flat_map(|fence| &fence.unpublished).collect();
+        if events.is_empty() { Ok(None) } else { self.parts.events.send(&events).await.map(Some) }
+    }
+
+    /// Waits until the events underway are published, trying until they are.
+    async fn finish(&mut self) -> Result<(), Error> {
+        let Some(underway) = self.underway.take() else { return Ok(()) };
+        let Underway { frames, partitions, applied_at, mut sent, waiters } = underway;
         let mut pause = FIRST_PAUSE;
         loop {
-            if applied_at.elapsed() > self.parts.duplicate_window / 4 {
-                // Frozen, or cut off for long: another worker may have published these events, and JetStream may
-                // have forgotten that it did. The database knows.
-                for partition in &partitions {
-                    self.fences.forget(*partition);
-                    self.learn_at_last(*partition).await?;
-                }
-                return Ok(());
-            }
-            let fences = partitions.iter().filter_map(|partition| self.fences.get(*partition));
-            let events: Vec<&Outgoing> = fences.flat_map(|fence| &fence.unpublished).collect();
-            match self.parts.events.append(&events).await {
-                Ok(()) => break,
-                Err(error) => self.pause(&mut pause, &error).await?,
-            }
+            let published = match sent {
+                Ok(Some(sent)) => self.parts.events.finish(sent).await,
+                Ok(None) => Ok(()),
+                Err(error) => Err(error),
+            };
+            let Err(error) = published else { break };
+            self.pause(&mut pause, &error).await?;
+            sent = self.send(&partitions, applied_at).await;
         }
         failpoint::step("after-publish");
         for partition in partitions {
             self.fences.published(partition);
         }
+        tracing::debug!(
+            herald.frames = frames.len(),
+            herald.publish_ms = applied_at.elapsed().as_secs_f64() * 1e3,
+            "settled"
+        );
+        tell(waiters);
         Ok(())
     }
 
@@ -346,6 +412,20 @@ impl Settler {
             () = tokio::time::sleep(jittered) => Ok(()),
             () = self.parts.stop.cancelled() => Err(Error::Stopping),
         }
+    }
+}
+
+/// Waits until it is known what became of what is underway.
+async fn confirmed(events: &mut Events, underway: &mut Option<Underway>) {
+    if let Some(Underway { sent: Ok(Some(sent)), .. }) = underway {
+        events.confirmed(sent).await;
+    }
+}
+
+fn tell(waiters: Vec<oneshot::Sender<()>>) {
+    for waiter in waiters {
+        // A reader that is gone has nothing to acknowledge.
+        let _ = waiter.send(());
     }
 }
 

@@ -15,7 +15,8 @@ use crate::{config::Config, error::Error};
 pub mod change;
 pub mod traffic;
 
-const DEFAULT: Topology = Topology { partitions: 8, event_streams: 1 };
+/// What a service runs with unless it is told otherwise.
+pub const DEFAULT: Topology = Topology { partitions: 4, event_streams: 1 };
 /// A device that stays away longer than this starts anew.
 const CURSORS_MAX_AGE: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How long the mark of a deleted key stays: long enough for every gateway to see it.

@@ -3,26 +3,41 @@
 //! The broker finds a user's next event by looking at one message after the other, within a block of some ten thousand.
 //! For one reader that is nothing. For N devices that come back at once, and whose events lie among each other's, it is
 //! N times N. So when more reads are asked for than may be under way, those that wait are served together: the stream
-//! is read once, whoever its events are for, and everyone takes their own.
+//! is read once, whoever its events are for, and everyone takes their own. What was read is kept for a moment, for those
+//! who come next.
 
 use std::{
     cmp::Reverse,
     collections::HashMap,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use herald_proto::{EventId, subject};
 use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 
-use super::{DirectGet, EventLog, Found, MAX_BYTES, MAX_EVENTS, Stored};
+use super::{DirectGet, EventLog, Found, MAX_BYTES, MAX_EVENTS, Stored, tail::Tail};
 use crate::error::Error;
 
 /// Who reads one stream.
 pub(super) struct Crowd {
     /// One for each read that may be under way.
     places: Semaphore,
-    waiting: Mutex<Vec<Reader>>,
+    waiting: Mutex<Waiting>,
+    /// What was read for a crowd. Whoever holds it reads for all who wait.
+    tail: tokio::sync::Mutex<Tail>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    readers: Vec<Reader>,
+    /// When the last crowd was read for.
+    crowded_at: Option<Instant>,
+    /// When the reads began that are counted now.
+    counted_from: Option<Instant>,
+    /// How many were asked for since, and how many in the time before.
+    asked: (u64, u64),
 }
 
 /// Someone who waits.
@@ -49,34 +64,86 @@ const AT_ONCE: usize = 8;
 const FEWEST: usize = 8;
 /// The most: each may hold [`SHARE`].
 const MOST: usize = 2048;
+/// How many are answered before others have their turn.
+const AT_A_TIME: usize = 16;
 /// About how much one reader is given at once, in bytes. Who has more to read asks again.
 const SHARE: usize = 16 * 1024;
-/// How many messages may be read for each reader. Whoever is further behind reads alone.
-const REACH: u64 = 64;
+/// How many messages may be read for each reader: about what it costs the broker to find ten events for one that reads
+/// alone, as whoever is further behind does. Those that came in the last second are counted too, for more will come.
+const REACH: u64 = 512;
+/// For how long reads are counted.
+const COUNTED: Duration = Duration::from_secs(1);
+/// How long after the last crowd what was read for it is kept.
+const KEPT: Duration = Duration::from_secs(3);
 
 impl Crowd {
     pub(super) fn new() -> Self {
-        Self { places: Semaphore::new(AT_ONCE), waiting: Mutex::default() }
+        let (waiting, tail) = (Mutex::default(), tokio::sync::Mutex::default());
+        Self { places: Semaphore::new(AT_ONCE), waiting, tail }
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Vec<Reader>> {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
         // Every change is whole, whoever panicked while holding the lock.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes those who wait and whose events lie close enough to the stream's end, `last`, to be read together.
-    fn take(&self, last: u64) -> Vec<Reader> {
+    /// Counts a read that is asked for; returns whether a crowd was here a moment ago.
+    fn asked(&self) -> bool {
         let mut waiting = self.waiting();
-        waiting.retain(|reader| !reader.answer.is_closed());
-        waiting.sort_unstable_by_key(|reader| Reverse(reader.after));
-        let reach = |count: usize| REACH * count as u64;
-        let close = (1..).zip(waiting.iter().take(MOST));
-        let count = close
-            .filter(|(count, reader)| last.saturating_sub(reader.after.0) <= reach(*count))
+        match waiting.counted_from.map(|from| from.elapsed()) {
+            Some(time) if time < COUNTED => {}
+            time => {
+                let is_next = time.is_some_and(|time| time < COUNTED * 2);
+                waiting.asked = (0, if is_next { waiting.asked.0 } else { 0 });
+                waiting.counted_from = Some(Instant::now());
+            }
+        }
+        waiting.asked.0 += 1;
+        waiting.crowded_at.is_some()
+    }
+
+    /// Takes those who wait and for whom nothing or little has to be read: what they need is kept, or lies close enough
+    /// to the stream's end, `last`. And the place of the one that is furthest behind, taken or next in line.
+    fn take(&self, last: u64, tail: &Tail) -> (Vec<Reader>, EventId) {
+        let (kept, waiting) = (tail.from(), &mut *self.waiting());
+        let (now, before) = waiting.asked;
+        let expected = if tail.has_room() { now + before } else { 0 };
+        let readers = &mut waiting.readers;
+        readers.retain(|reader| !reader.answer.is_closed());
+        readers.sort_unstable_by_key(|reader| Reverse(reader.after));
+        let is_kept = |reader: &Reader| kept.is_some_and(|from| from <= reader.after.0);
+        let is_close = |count: usize, reader: &Reader| {
+            let reach = REACH * expected.max(count as u64);
+            count >= FEWEST && last.saturating_sub(reader.after.0) <= reach
+        };
+        let count = (1..)
+            .zip(readers.iter())
+            .filter(|(count, reader)| is_kept(reader) || is_close(*count, reader))
             .map(|(count, _)| count)
             .last()
-            .filter(|count| *count >= FEWEST);
-        waiting.drain(..count.unwrap_or(0)).collect()
+            .unwrap_or(0);
+        let first = count.checked_sub(1).and_then(|last| readers.get(last));
+        let first = first.map_or(EventId::NONE, |reader| reader.after);
+        (readers.drain(..count.min(MOST)).collect(), first)
+    }
+
+    /// Notes that a crowd was read for; returns whether it is the first one for some time.
+    fn crowded(&self) -> bool {
+        self.waiting().crowded_at.replace(Instant::now()).is_none()
+    }
+
+    /// Forgets what was read, once no crowd has come for some time.
+    async fn cool(&self) {
+        loop {
+            tokio::time::sleep(KEPT).await;
+            let mut tail = self.tail.lock().await;
+            let mut waiting = self.waiting();
+            if waiting.crowded_at.is_none_or(|at| at.elapsed() >= KEPT) {
+                waiting.crowded_at = None;
+                tail.clear();
+                return;
+            }
+        }
     }
 }
 
@@ -90,60 +157,147 @@ impl EventLog {
         limit: usize,
     ) -> Result<Turn<'_>, Error> {
         let crowd = self.crowds.get(usize::from(stream)).ok_or(Error::Unreadable("a stream"))?;
-        if let Ok(place) = crowd.places.try_acquire() {
+        if !crowd.asked()
+            && let Ok(place) = crowd.places.try_acquire()
+        {
             return Ok(Turn::Alone(place));
         }
         let (answer, mut answered) = oneshot::channel();
         let (found, subject) = (Found::default(), subject.to_owned());
-        crowd.waiting().push(Reader { subject, after, limit, found, bytes: 0, answer });
-        tokio::select! {
+        crowd.waiting().readers.push(Reader { subject, after, limit, found, bytes: 0, answer });
+        let served = |found: Result<Found, _>| {
+            found.map(Turn::Served).map_err(|_| Error::Silent("read a log"))
+        };
+        let place = tokio::select! {
             biased;
-            found = &mut answered => found.map(Turn::Served).map_err(|_| Error::Silent("read a log")),
-            place = crowd.places.acquire() => {
-                let place = place.map_err(Error::broker("read a log"))?;
-                let last = self.extent(stream).await?.last;
-                let readers = crowd.take(last);
-                if !readers.is_empty() {
-                    self.read_together(stream, readers).await?;
-                }
-                Ok(answered.try_recv().map_or_else(|_| Turn::Alone(place), Turn::Served))
+            found = &mut answered => return served(found),
+            place = crowd.places.acquire() => place.map_err(Error::broker("read a log"))?,
+        };
+        let mut tail = tokio::select! {
+            biased;
+            found = &mut answered => return served(found),
+            tail = crowd.tail.lock() => tail,
+        };
+        let extent = self.extent(stream).await?;
+        tail.fit(extent.first, extent.last);
+        let (readers, first) = crowd.take(extent.last, &tail);
+        if !readers.is_empty() {
+            if crowd.crowded() {
+                let (crowds, stream) = (self.crowds.clone(), usize::from(stream));
+                tokio::spawn(async move {
+                    if let Some(crowd) = crowds.get(stream) {
+                        crowd.cool().await;
+                    }
+                });
             }
+            let first = first.0.max(extent.first).max(1);
+            self.read_together(stream, &mut tail, readers, first).await?;
         }
+        drop(tail);
+        Ok(answered.try_recv().map_or_else(|_| Turn::Alone(place), Turn::Served))
     }
 
-    /// Reads the stream from the place of the reader that is furthest behind, and gives each its events.
-    async fn read_together(&self, stream: u16, readers: Vec<Reader>) -> Result<(), Error> {
-        let first = readers.iter().map(|reader| reader.after.0).min().unwrap_or(0);
-        let mut by_subject: HashMap<String, Vec<Reader>> = HashMap::new();
+    /// Reads the stream from `first` on, as far as it is not kept, and gives each reader its events.
+    async fn read_together(
+        &self,
+        stream: u16,
+        tail: &mut Tail,
+        readers: Vec<Reader>,
+        first: u64,
+    ) -> Result<(), Error> {
+        tracing::debug!(
+            herald.readers = readers.len(),
+            herald.from = first,
+            herald.kept = tail.from(),
+            "reading a log for a crowd"
+        );
+        let mut by_subject: Readers = HashMap::new();
         for reader in readers {
             by_subject.entry(reader.subject.clone()).or_default().push(reader);
         }
-        let (name, mut next) = (subject::events(stream), first.max(1));
-        loop {
+        match tail.from() {
+            None => tail.restart(first),
+            Some(kept) if first < kept => {
+                let mut whole = Tail::default();
+                whole.restart(first);
+                self.read_on(stream, &mut whole, Some(kept), &mut by_subject).await?;
+                let next = tail.next();
+                let events = tail.take();
+                events.iter().for_each(|event| hand(&mut by_subject, event));
+                whole.append(events, next);
+                *tail = whole;
+            }
+            Some(_) => {
+                for reader in by_subject.values_mut().flatten() {
+                    tail.of(&reader.subject.clone(), reader.after.0)
+                        .for_each(|event| reader.take(event));
+                }
+            }
+        }
+        self.read_on(stream, tail, None, &mut by_subject).await?;
+        for (count, reader) in (1..).zip(by_subject.into_values().flatten()) {
+            // One that is gone needs no answer.
+            let _ = reader.answer.send(reader.found);
+            if count % AT_A_TIME == 0 {
+                // They write all of it to their clients now: those who chat must not wait until thousands have.
+                tokio::task::yield_now().await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads from where a tail ends up to `until`, or to the stream's end.
+    async fn read_on(
+        &self,
+        stream: u16,
+        tail: &mut Tail,
+        until: Option<u64>,
+        readers: &mut Readers,
+    ) -> Result<(), Error> {
+        let name = subject::events(stream);
+        while until.is_none_or(|until| tail.next() < until) {
             let request = DirectGet {
-                seq: Some(next),
+                seq: Some(tail.next()),
                 batch: Some(MAX_EVENTS),
                 max_bytes: Some(MAX_BYTES),
                 ..DirectGet::default()
             };
-            let found = self.get(&name, &request).await?;
-            let Some(last) = found.last() else { break };
-            next = last.sequence + 1;
-            let is_end = last.pending == 0;
-            for event in &found {
-                let readers = by_subject.get_mut(&event.subject).into_iter().flatten();
-                readers.for_each(|reader| reader.take(event));
+            let mut found = self.get(&name, &request).await?;
+            let (next, is_end) = cut(&mut found, until, tail.next());
+            if is_end && until.is_some_and(|until| next < until) {
+                return Err(Error::broker("read a log")("a replica that lags has answered"));
             }
+            found.iter().for_each(|event| hand(readers, event));
+            // Copied, each by itself: what it was read with is larger, and gone when the last of it is.
+            let copied = |event| {
+                let Stored { payload, .. } = &event;
+                Stored { payload: Bytes::copy_from_slice(payload), ..event }
+            };
+            tail.append(found.into_iter().map(copied).collect(), next);
             if is_end {
-                break;
+                return Ok(());
             }
-        }
-        for reader in by_subject.into_values().flatten() {
-            // One that is gone needs no answer.
-            let _ = reader.answer.send(reader.found);
         }
         Ok(())
     }
+}
+
+/// Cuts what was read from `next` on where something kept begins, at `until`. Returns what has to be read next, and whether
+/// the stream ends there.
+fn cut(found: &mut Vec<Stored>, until: Option<u64>, next: u64) -> (u64, bool) {
+    let Some(last) = found.last() else { return (next, true) };
+    let (next, is_end) = (last.sequence + 1, last.pending == 0);
+    let Some(until) = until else { return (next, is_end) };
+    found.retain(|event| event.sequence < until);
+    (next.min(until), is_end)
+}
+
+/// Those who are read for, by whose events they want.
+type Readers = HashMap<String, Vec<Reader>>;
+
+fn hand(readers: &mut Readers, event: &Stored) {
+    let readers = readers.get_mut(&*event.subject).into_iter().flatten();
+    readers.for_each(|reader| reader.take(event));
 }
 
 impl Reader {
@@ -160,9 +314,7 @@ impl Reader {
             return;
         }
         self.bytes += event.payload.len();
-        // Copied: what was read is everybody's, and not to be kept for as long as one of them takes.
-        let payload = Bytes::copy_from_slice(&event.payload);
-        self.found.events.push(Stored { payload, ..event.clone() });
+        self.found.events.push(event.clone());
     }
 }
 
@@ -178,7 +330,7 @@ mod tests {
 
     fn event(sequence: u64, size: usize) -> Stored {
         Stored {
-            subject: "events.0.a".to_owned(),
+            subject: "events.0.a".into(),
             sequence,
             traceparent: None,
             is_removed: false,
@@ -191,7 +343,7 @@ mod tests {
         let crowd = Crowd::new();
         let answered = places.iter().map(|after| {
             let (reader, answered) = reader(*after, 10);
-            crowd.waiting().push(reader);
+            crowd.waiting().readers.push(reader);
             answered
         });
         let answered = answered.collect();
@@ -216,10 +368,25 @@ mod tests {
     }
 
     #[test]
+    fn what_was_read_beyond_what_is_kept_is_not_skipped() {
+        let found = || [6, 7, 9, 12].map(|sequence| event(sequence, 1)).to_vec();
+        let sequences =
+            |found: &[Stored]| found.iter().map(|event| event.sequence).collect::<Vec<_>>();
+        let mut cut_off = found();
+        // Of what lies from 8 on, something may be kept and something not.
+        assert_eq!(cut(&mut cut_off, Some(8), 6), (8, true));
+        assert_eq!(sequences(&cut_off), [6, 7]);
+        let mut whole = found();
+        assert_eq!(cut(&mut whole, None, 6), (13, true));
+        assert_eq!(sequences(&whole), [6, 7, 9, 12]);
+        assert_eq!(cut(&mut Vec::new(), None, 6), (6, true));
+    }
+
+    #[test]
     fn few_readers_are_not_served_together() {
         let (crowd, _answered) = crowd(&[100; FEWEST - 1]);
-        assert!(crowd.take(100).is_empty());
-        assert_eq!(crowd.waiting().len(), FEWEST - 1);
+        assert!(crowd.take(100, &Tail::default()).0.is_empty());
+        assert_eq!(crowd.waiting().readers.len(), FEWEST - 1);
     }
 
     #[test]
@@ -227,22 +394,37 @@ mod tests {
         let mut places = vec![1_000_000; 20];
         places.push(7);
         let (crowd, _answered) = crowd(&places);
-        assert_eq!(crowd.take(1_000_100).len(), 20);
-        assert_eq!(crowd.waiting().len(), 1);
+        assert_eq!(crowd.take(1_000_100, &Tail::default()).0.len(), 20);
+        assert_eq!(crowd.waiting().readers.len(), 1);
+    }
+
+    #[test]
+    fn who_needs_only_what_is_kept_is_served_however_few_they_are_or_far_behind() {
+        let (crowd, _answered) = crowd(&[7, 500_000, 900_000]);
+        let mut tail = Tail::default();
+        tail.restart(500_000);
+        let (taken, first) = crowd.take(1_000_000, &tail);
+        assert_eq!(first, EventId(500_000));
+        assert_eq!(
+            taken.iter().map(|reader| reader.after.0).collect::<Vec<_>>(),
+            [900_000, 500_000]
+        );
+        assert_eq!(crowd.waiting().readers.len(), 1);
     }
 
     #[test]
     fn who_is_gone_is_not_read_for() {
         let (crowd, answered) = crowd(&[100; 20]);
         drop(answered);
-        assert!(crowd.take(100).is_empty());
-        assert!(crowd.waiting().is_empty());
+        assert!(crowd.take(100, &Tail::default()).0.is_empty());
+        assert!(crowd.waiting().readers.is_empty());
     }
 
     #[test]
     fn no_crowd_is_larger_than_what_memory_is_meant_for() {
         let (crowd, _answered) = crowd(&[100; MOST + 5]);
-        assert_eq!(crowd.take(100).len(), MOST);
-        assert_eq!(crowd.waiting().len(), 5);
+        let (taken, first) = crowd.take(100, &Tail::default());
+        assert_eq!((taken.len(), first), (MOST, EventId(100)));
+        assert_eq!(crowd.waiting().readers.len(), 5);
     }
 }

@@ -4,6 +4,7 @@
 use std::{fmt, io::IsTerminal as _};
 
 use opentelemetry::{Context, trace::TraceContextExt};
+use opentelemetry_sdk::trace::SdkTracer;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::{
     EnvFilter, Layer, Registry,
@@ -18,7 +19,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use super::Error;
+use super::{Error, OPERATIONS};
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -54,8 +55,12 @@ impl LogLevel {
     }
 }
 
-/// Starts logging.
-pub(super) fn init(directives: &str, format: LogFormat) -> Result<LogLevel, Error> {
+/// Starts logging, and sending operations' spans to a tracer.
+pub(super) fn init(
+    directives: &str,
+    format: LogFormat,
+    tracer: Option<SdkTracer>,
+) -> Result<LogLevel, Error> {
     let (filter, handle) = reload::Layer::new(EnvFilter::try_new(directives)?);
     let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     // In a file, colours are noise.
@@ -70,7 +75,19 @@ pub(super) fn init(directives: &str, format: LogFormat) -> Result<LogLevel, Erro
     // At TRACE the NATS client and the WebSocket library tell what passes through them, which is what users write.
     let discreet =
         filter_fn(|meta| meta.target().starts_with("herald") || *meta.level() != Level::TRACE);
-    tracing_subscriber::registry().with(logs.with_filter(filter.and(discreet))).try_init()?;
+    // What is logged as a warning within an operation is an event of its span.
+    let operations = tracer.map(|tracer| {
+        let kept = filter_fn(|meta| {
+            let is_said = meta.target().starts_with("herald") && *meta.level() <= Level::WARN;
+            if meta.is_span() { meta.target() == OPERATIONS } else { is_said }
+        });
+        let layer = tracing_opentelemetry::layer().with_tracer(tracer);
+        layer.with_location(false).with_threads(false).with_filter(kept)
+    });
+    tracing_subscriber::registry()
+        .with(logs.with_filter(filter.and(discreet)))
+        .with(operations)
+        .try_init()?;
     Ok(LogLevel { handle, initial: directives.to_owned() })
 }
 

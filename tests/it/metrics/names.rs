@@ -10,6 +10,7 @@ use herald_tests::{
     Scrape, eventually,
     manifests::{Manifests, folder, list, text},
 };
+use herald_worker::topology::DEFAULT;
 use promql_parser::{
     label::{MatchOp, Matcher},
     parser::{self, Expr, LabelModifier, VectorSelector},
@@ -257,7 +258,10 @@ async fn all_that_is_asked_for_is_told() -> Result<()> {
     let (cluster, ..) = busy().await?;
     let worker = eventually("every partition's lag is told", PATIENCE, async || {
         let worker = Scrape::of(cluster.workers[0].metrics).await?;
-        ensure!(worker.matching("herald_worker_partition_lag", &[]).count() == 8);
+        ensure!(
+            worker.matching("herald_worker_partition_lag", &[]).count()
+                == usize::from(DEFAULT.partitions)
+        );
         Ok(worker)
     });
     let mut known = Known::default();

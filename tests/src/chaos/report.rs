@@ -7,9 +7,6 @@ use herald_proto::{UserId, subject};
 use super::Outcome;
 use crate::history::{Chat, Millis};
 
-/// The number of partitions that workers make unless told otherwise.
-pub const PARTITIONS: u16 = 8;
-
 /// The partition of a chat of the fleet.
 pub fn partition(chat: Chat, partitions: u16) -> u16 {
     let user = |name: String| UserId::new(name).ok();

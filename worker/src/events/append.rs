@@ -4,7 +4,10 @@
 //! Publishing message by message, each with its own confirmation, costs more on both sides, and keeps no order: when
 //! a connection breaks in the middle, the messages before it can be lost while those after it arrive.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use async_nats::{Client, HeaderMap, Subscriber};
 use bytes::Bytes;
@@ -20,12 +23,23 @@ pub(super) struct Message {
     pub(super) payload: Bytes,
 }
 
-/// Appends for one worker, one call at a time.
+/// Appends for one worker: what was sent last is confirmed before more is sent.
 pub(super) struct Appender {
     client: Client,
     inbox: String,
     answers: Subscriber,
     batches: u64,
+}
+
+/// Batches that are on their way.
+pub(super) struct Pending {
+    /// The number of the first of them.
+    first: u64,
+    /// How many messages each has.
+    sizes: Vec<u64>,
+    /// The sequence of the last message of each that is confirmed.
+    ends: HashMap<u64, u64>,
+    sent_at: Instant,
 }
 
 /// What the server says about a batch.
@@ -51,41 +65,51 @@ impl Appender {
         Ok(Self { client, inbox, answers, batches: 0 })
     }
 
-    /// Appends one batch to each of some streams; no batch is empty. Returns the sequence of each one's last message.
+    /// Sends one batch to each of some streams; no batch is empty.
     ///
     /// # Errors
-    /// If a batch was not taken as a whole, or may not have been: then all of it must be appended again. Copies of
-    /// what was taken are dropped by their message ids.
-    pub(super) async fn append(&mut self, batches: &[Vec<Message>]) -> Result<Vec<u64>, Error> {
+    /// If the connection is closed.
+    pub(super) async fn send(&mut self, batches: &[Vec<Message>]) -> Result<Pending, Error> {
         // An answer to a batch that was given up must not be taken for one of these.
         let first = self.batches;
         self.batches += batches.len() as u64;
         for (id, batch) in (first..).zip(batches) {
-            self.send(id, batch).await?;
+            self.send_batch(id, batch).await?;
         }
-        let mut ends: HashMap<u64, u64> = HashMap::with_capacity(batches.len());
-        while ends.len() < batches.len() {
-            let answer = tokio::time::timeout(PATIENCE, self.answers.next()).await;
+        let sizes = batches.iter().map(|batch| batch.len() as u64).collect();
+        Ok(Pending { first, sizes, ends: HashMap::new(), sent_at: Instant::now() })
+    }
+
+    /// Waits until all of it is confirmed, and returns the sequence of each batch's last message. Can be given up and
+    /// called again.
+    ///
+    /// # Errors
+    /// If a batch was not taken as a whole, or may not have been: then all of it must be appended again. Copies of
+    /// what was taken are dropped by their message ids.
+    pub(super) async fn confirm(&mut self, pending: &mut Pending) -> Result<Vec<u64>, Error> {
+        let Pending { first, ref sizes, ref mut ends, sent_at } = *pending;
+        while ends.len() < sizes.len() {
+            let left = PATIENCE.saturating_sub(sent_at.elapsed());
+            let answer = tokio::time::timeout(left, self.answers.next()).await;
             let answer = answer
                 .map_err(|_| Error::broker(WHAT)("JetStream does not answer"))?
                 .ok_or_else(|| Error::broker(WHAT)("the inbox is closed"))?;
             let Some(id) = self.batch_of(&answer.subject).filter(|id| *id >= first) else {
                 continue;
             };
-            let Some(batch) = usize::try_from(id - first).ok().and_then(|id| batches.get(id))
-            else {
+            let Some(size) = usize::try_from(id - first).ok().and_then(|n| sizes.get(n)) else {
                 continue;
             };
-            if let Some(last) = end(&answer, batch.len() as u64)? {
+            if let Some(last) = end(&answer, *size)? {
                 ends.insert(id, last);
             }
         }
-        Ok((first..self.batches).filter_map(|id| ends.get(&id).copied()).collect())
+        Ok((first..).zip(sizes).filter_map(|(id, _)| ends.get(&id).copied()).collect())
     }
 
     /// Sends a batch. The server is asked to confirm only its end: `flow` is how many messages it may take without
     /// a word, and no batch is larger.
-    async fn send(&self, id: u64, batch: &[Message]) -> Result<(), Error> {
+    async fn send_batch(&self, id: u64, batch: &[Message]) -> Result<(), Error> {
         let last = batch.len();
         for (n, message) in (1..).zip(batch) {
             let operation = match n {

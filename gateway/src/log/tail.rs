@@ -1,0 +1,177 @@
+//! The newest part of a stream, kept in memory while a crowd comes back: what one of them needs, the next one needs too.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
+
+use super::Stored;
+
+/// Every event of a stream from one sequence on up to another.
+#[derive(Default)]
+pub(super) struct Tail {
+    /// Oldest first.
+    events: VecDeque<Stored>,
+    /// The sequences of each subject's events, oldest first.
+    by_subject: HashMap<Arc<str>, VecDeque<u64>>,
+    /// The first sequence that is kept.
+    from: u64,
+    /// The first sequence that was not read yet; 0 if nothing is kept.
+    next: u64,
+    bytes: usize,
+}
+
+/// The most that is kept, in bytes.
+const LIMIT: usize = 64 << 20;
+/// About what an event takes besides its payload.
+const OVERHEAD: usize = 160;
+
+impl Tail {
+    /// The first sequence that is kept, if anything is.
+    pub(super) fn from(&self) -> Option<u64> {
+        (self.next > 0).then_some(self.from)
+    }
+
+    /// The first sequence that has to be read yet.
+    pub(super) fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// Begins anew at a sequence.
+    pub(super) fn restart(&mut self, from: u64) {
+        *self = Self { from, next: from, ..Self::default() };
+    }
+
+    /// Whether much more can be kept.
+    pub(super) fn has_room(&self) -> bool {
+        self.bytes < LIMIT / 2
+    }
+
+    /// Forgets everything.
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Forgets what the stream does not hold any more: all before `first`; everything, if it ends before what was read.
+    pub(super) fn fit(&mut self, first: u64, last: u64) {
+        if self.next > last + 1 {
+            self.clear();
+        }
+        while self.events.front().is_some_and(|oldest| oldest.sequence < first) {
+            self.drop_oldest();
+        }
+    }
+
+    /// Adds what was read next: everything before `next`.
+    pub(super) fn append(&mut self, events: Vec<Stored>, next: u64) {
+        for event in events {
+            let subject = self.intern(&event);
+            self.bytes += size(&event);
+            self.by_subject.entry(subject.clone()).or_default().push_back(event.sequence);
+            self.events.push_back(Stored { subject, ..event });
+        }
+        self.next = self.next.max(next);
+        while self.bytes > LIMIT {
+            self.drop_oldest();
+        }
+    }
+
+    /// Takes everything out.
+    pub(super) fn take(&mut self) -> Vec<Stored> {
+        std::mem::take(self).events.into()
+    }
+
+    /// A subject's events, from the first one at or after `from` on.
+    pub(super) fn of(&self, subject: &str, from: u64) -> impl Iterator<Item = &Stored> {
+        let sequences = self.by_subject.get(subject).into_iter().flatten();
+        sequences.filter(move |sequence| **sequence >= from).filter_map(|sequence| {
+            let place = self.events.binary_search_by_key(sequence, |event| event.sequence);
+            self.events.get(place.ok()?)
+        })
+    }
+
+    /// One text for all events of a subject.
+    fn intern(&self, event: &Stored) -> Arc<str> {
+        let known = self.by_subject.get_key_value(&event.subject);
+        known.map_or_else(|| event.subject.clone(), |(subject, _)| subject.clone())
+    }
+
+    fn drop_oldest(&mut self) {
+        let Some(oldest) = self.events.pop_front() else { return };
+        self.bytes -= size(&oldest);
+        self.from = oldest.sequence + 1;
+        if let Some(sequences) = self.by_subject.get_mut(&oldest.subject) {
+            sequences.pop_front();
+            if sequences.is_empty() {
+                self.by_subject.remove(&oldest.subject);
+            }
+        }
+    }
+}
+
+fn size(event: &Stored) -> usize {
+    OVERHEAD + event.payload.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(subject: &str, sequence: u64, size: usize) -> Stored {
+        Stored {
+            subject: subject.into(),
+            sequence,
+            traceparent: None,
+            is_removed: false,
+            pending: 0,
+            payload: vec![0; size].into(),
+        }
+    }
+
+    fn tail(sequences: std::ops::Range<u64>) -> Tail {
+        let mut tail = Tail::default();
+        tail.restart(sequences.start);
+        let subject = |n| if n % 2 == 0 { "even" } else { "odd" };
+        let end = sequences.end;
+        tail.append(sequences.map(|n| event(subject(n), n, 1)).collect(), end);
+        tail
+    }
+
+    fn of(tail: &Tail, subject: &str, from: u64) -> Vec<u64> {
+        tail.of(subject, from).map(|event| event.sequence).collect()
+    }
+
+    #[test]
+    fn a_subjects_events_are_found_in_order_from_a_place_on() {
+        let mut tail = tail(10..16);
+        assert_eq!(of(&tail, "even", 0), [10, 12, 14]);
+        assert_eq!(of(&tail, "even", 12), [12, 14]);
+        assert_eq!(of(&tail, "nobody", 0), [0; 0]);
+        tail.append(vec![event("even", 17, 1)], 19);
+        assert_eq!(of(&tail, "even", 11), [12, 14, 17]);
+        assert_eq!((tail.from(), tail.next()), (Some(10), 19));
+    }
+
+    #[test]
+    fn what_the_stream_has_dropped_is_forgotten() {
+        let mut tail = tail(10..16);
+        tail.fit(13, 15);
+        assert_eq!((of(&tail, "even", 0), of(&tail, "odd", 0)), (vec![14], vec![13, 15]));
+        assert_eq!(tail.from(), Some(13));
+    }
+
+    #[test]
+    fn a_stream_that_ends_before_what_was_read_counts_anew() {
+        let mut tail = tail(10..16);
+        tail.fit(1, 14);
+        assert_eq!((tail.from(), of(&tail, "even", 0)), (None, vec![]));
+    }
+
+    #[test]
+    fn only_the_newest_is_kept_when_there_is_no_room_for_more() {
+        let mut tail = tail(10..12);
+        tail.append((12..15).map(|n| event("large", n, LIMIT / 3)).collect(), 15);
+        assert_eq!((of(&tail, "large", 0), tail.from()), (vec![13, 14], Some(13)));
+        assert!(tail.bytes <= LIMIT);
+    }
+}
