@@ -211,8 +211,6 @@ type Closing = Option<(CloseCode, String)>;
 impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     async fn run(mut self: Box<Self>) {
         let closing = self.serve().await;
-        let door = self.shared.door.clone();
-        let _turn = if closing.is_none() { door.turn_to_end().await } else { None };
         // Boxed, so that a session that lives does not keep room for its end.
         Box::pin(self.end(closing)).await;
     }
@@ -423,6 +421,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     }
 
     async fn end(mut self: Box<Self>, closing: Closing) {
+        let door = self.shared.door.clone();
+        let _turn = if closing.is_none() { door.turn_to_end().await } else { None };
         let metrics = self.shared.metrics.clone();
         metrics.closed.inc(closing.as_ref().map_or(Close::Gone, |(code, _)| (*code).into()));
         self.counted = metrics.connections.one(Stage::Closing);
