@@ -6,9 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::timeout,
+};
 
-use crate::{config::Limits, session::bucket::Bucket};
+use crate::{config::Limits, error::Error, session::bucket::Bucket};
 
 /// The door.
 #[derive(Debug)]
@@ -26,6 +29,8 @@ pub struct Door {
 /// How many sessions may begin at the same time, and how many end. Enough to keep the broker busy; a thousand would only
 /// keep those who chat waiting.
 const AT_ONCE: usize = 32;
+/// How long a session may wait for its turn to begin.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// The least time over which clients are asked to come back.
 const SPREAD: Duration = Duration::from_secs(5);
 
@@ -54,13 +59,19 @@ impl Door {
     }
 
     /// Waits until a session may begin: those who came first go first.
-    pub async fn turn_to_begin(&self) -> Option<SemaphorePermit<'_>> {
-        // Never closed.
-        self.beginning.acquire().await.ok()
+    ///
+    /// # Errors
+    /// If it takes long: those before it wait for a broker that does not answer.
+    pub async fn turn_to_begin(&self) -> Result<SemaphorePermit<'_>, Error> {
+        match timeout(PATIENCE, self.beginning.acquire()).await {
+            Ok(Ok(turn)) => Ok(turn),
+            _ => Err(Error::Silent("begin sessions")),
+        }
     }
 
     /// Waits until the session of a client that is gone may end. Others have their turn in between.
     pub async fn turn_to_end(&self) -> Option<SemaphorePermit<'_>> {
+        // Never closed.
         self.ending.acquire().await.ok()
     }
 
@@ -108,6 +119,19 @@ mod tests {
         assert!((100..=5101).contains(&after), "{after}");
         assert!(door.enter(start + Duration::from_millis(100)).is_ok());
         assert!(door.enter(start + Duration::from_millis(150)).is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_long_for_a_turn_to_begin_is_told() {
+        let door = door(&[], Instant::now());
+        let mut turns = Vec::new();
+        for _ in 0..AT_ONCE {
+            turns.push(door.turn_to_begin().await.unwrap());
+        }
+        let late = timeout(PATIENCE * 2, door.turn_to_begin()).await.expect("it is told");
+        assert!(late.is_err());
+        turns.pop();
+        assert!(door.turn_to_begin().await.is_ok());
     }
 
     #[test]

@@ -133,9 +133,9 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let opening = shared.metrics.connections.one(Stage::Opening);
-    let opened = {
-        let _turn = shared.door.turn_to_begin().await;
-        open(&shared, &identity).await
+    let opened = match shared.door.turn_to_begin().await {
+        Ok(_turn) => open(&shared, &identity).await,
+        Err(error) => Err(error),
     };
     match opened {
         Ok((seat, state)) => {
