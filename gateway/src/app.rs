@@ -114,6 +114,7 @@ pub async fn run(
         presence: presence.clone(),
         client: client.clone(),
         gateway: gateway.clone(),
+        jetstream: jetstream.clone(),
         sessions: Announcer::bucket(&jetstream).await?,
         log: log.clone(),
         contacts: contacts.clone(),

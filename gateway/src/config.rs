@@ -136,7 +136,7 @@ pub struct Limits {
     /// How long a connection may take to become a session.
     #[arg(long, env = "HERALD_HANDSHAKE_TIMEOUT", default_value = "10s", value_parser = humantime::parse_duration)]
     pub handshake_timeout: Duration,
-    /// The most connections in that state; past it the one that has taken longest is cut off.
+    /// The most connections in that state. Others wait, and who has taken longest is cut off after a second.
     #[arg(long, env = "HERALD_MAX_HANDSHAKES", default_value_t = 4096)]
     pub max_handshakes: usize,
     /// How long an event may stay unacked before it is sent again.

@@ -3,15 +3,17 @@
 use std::{sync::Arc, time::Duration};
 
 use async_nats::Client;
+use backon::{ExponentialBuilder, Retryable};
 use herald_proto::{UserId, subject, wire};
 use moka::future::Cache;
 
-use crate::error::Error;
+use crate::{error::Error, gather::Gather};
 
 /// Contact look-ups. Clones share the cache.
 #[derive(Clone)]
 pub struct Contacts {
     client: Client,
+    asked: Arc<Gather<UserId, Arc<[UserId]>>>,
     cache: Cache<UserId, Arc<[UserId]>>,
     /// Whom users of this gateway wrote to of late.
     met: moka::sync::Cache<UserId, Arc<[UserId]>>,
@@ -23,7 +25,11 @@ const CAPACITY: u64 = 10_000;
 const REMEMBERED: Duration = Duration::from_secs(10);
 /// The most users remembered as met by one.
 const MET: usize = 32;
-const TRIES: u32 = 5;
+/// The most users asked for at once.
+const TOGETHER: usize = 32;
+const WHAT: &str = "ask for contacts";
+/// How often a look-up is tried again.
+const AGAIN: usize = 4;
 const PAUSE: Duration = Duration::from_millis(200);
 
 impl Contacts {
@@ -32,7 +38,8 @@ impl Contacts {
         let cache = Cache::builder().max_capacity(CAPACITY).time_to_live(REMEMBERED).build();
         let met = moka::sync::Cache::builder();
         let met = met.max_capacity(CAPACITY).time_to_live(REMEMBERED * 2).build();
-        Self { client, cache, met }
+        let asked = Arc::new(Gather::new(WHAT, TOGETHER));
+        Self { client, asked, cache, met }
     }
 
     /// The user's contacts; none if the workers don't answer for some time, which is logged.
@@ -62,26 +69,18 @@ impl Contacts {
     }
 
     async fn ask(&self, user: &UserId) -> Result<Arc<[UserId]>, Error> {
-        let mut pause = PAUSE;
-        let mut tries = 1;
-        loop {
-            match self.ask_once(user).await {
-                Err(error) if tries < TRIES => {
-                    tracing::debug!(%error, "asking for contacts again");
-                    tokio::time::sleep(pause).await;
-                    pause *= 2;
-                    tries += 1;
-                }
-                result => return result,
-            }
-        }
+        (async || self.asked.ask(user.clone(), |users| self.ask_once(users)).await)
+            .retry(ExponentialBuilder::new().with_min_delay(PAUSE).with_max_times(AGAIN))
+            .notify(|error, _| tracing::debug!(%error, "asking for contacts again"))
+            .await
     }
 
-    async fn ask_once(&self, user: &UserId) -> Result<Arc<[UserId]>, Error> {
-        let answer = self.client.request(subject::CONTACTS, user.as_str().to_owned().into()).await;
-        let answer = answer.map_err(Error::broker("ask for contacts"))?;
+    async fn ask_once(&self, users: Vec<UserId>) -> Result<Vec<Arc<[UserId]>>, Error> {
+        let body = serde_json::to_vec(&users).map_err(|_| Error::Unreadable("user ids"))?;
+        let answer = self.client.request(subject::CONTACTS, body.into()).await;
+        let answer = answer.map_err(Error::broker(WHAT))?;
         let wire::Contacts(contacts) =
             serde_json::from_slice(&answer.payload).map_err(|_| Error::Unreadable("contacts"))?;
-        Ok(contacts.into())
+        Ok(contacts.into_iter().map(Into::into).collect())
     }
 }

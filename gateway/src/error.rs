@@ -1,5 +1,7 @@
 //! What can go wrong in a gateway, and which close code tells a client.
 
+use std::sync::Arc;
+
 use async_nats::jetstream;
 use herald_proto::CloseCode;
 
@@ -29,6 +31,9 @@ pub enum Error {
     /// The gateway has as many sessions as it may.
     #[error("too many sessions")]
     Full,
+    /// What was looked up for several at once could not be.
+    #[error("{0}")]
+    Shared(Arc<Self>),
 }
 
 impl Error {
@@ -45,7 +50,8 @@ impl Error {
             | Self::Publish(_)
             | Self::Silent(_)
             | Self::Unreadable(_)
-            | Self::Full => CloseCode::TryAgainLater,
+            | Self::Full
+            | Self::Shared(_) => CloseCode::TryAgainLater,
         }
     }
 }

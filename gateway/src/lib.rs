@@ -17,6 +17,7 @@ pub mod contacts;
 pub mod cursors;
 pub mod door;
 pub mod error;
+pub mod gather;
 pub mod inbox;
 pub mod leases;
 pub mod log;

@@ -24,7 +24,7 @@ use herald_proto::{
 use serde::Serialize;
 use tokio::sync::Mutex;
 
-use crate::{error::Error, inbox::Fetched};
+use crate::{error::Error, gather::Gather, inbox::Fetched};
 
 pub mod bucket;
 mod crowd;
@@ -42,6 +42,10 @@ pub struct EventLog {
     topology: Topology,
     /// For each event stream a sequence that it has reached: where a device without any event begins.
     reached: Arc<[AtomicU64]>,
+    /// Who asks for each stream's last message of a user.
+    ends: Arc<[Last]>,
+    /// Who asks for cursors.
+    stored: Arc<Last>,
     /// What each stream's extent was when it was asked for last.
     extents: Arc<[Mutex<Option<Extent>>]>,
     /// Who reads each stream.
@@ -101,6 +105,28 @@ struct Stored {
     pending: u64,
 }
 
+/// Look-ups of subjects' last messages.
+type Last = Gather<String, Option<Stored>>;
+
+/// Where a device's log goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Up to here the device has acked everything.
+    pub cursor: EventId,
+    /// If the device was never here before, the user's last event, [`EventId::NONE`] if there is none: nothing waits for
+    /// it, what comes next comes live.
+    pub begins_after: Option<EventId>,
+}
+
+impl Place {
+    /// The place of a device that was here before, and has acked everything up to `cursor`.
+    pub fn after(cursor: EventId) -> Self {
+        Self { cursor, begins_after: None }
+    }
+}
+
+/// The most subjects whose last messages are looked up at once.
+const TOGETHER: usize = 256;
 /// How long an answer, or the next message of one, may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The most bytes read from a log at once.
@@ -131,7 +157,21 @@ impl EventLog {
             .map_err(Error::broker("open TOPOLOGY"))?;
         let crowds = (0..topology.event_streams).map(|_| Crowd::new()).collect();
         let extents = (0..topology.event_streams).map(|_| Mutex::default()).collect();
-        let log = Self { client, jetstream, cursors, topology, reached, extents, crowds, jumps };
+        let last = || Last::new("look up last messages", TOGETHER);
+        let ends = (0..topology.event_streams).map(|_| last()).collect();
+        let stored = Arc::new(last());
+        let log = Self {
+            client,
+            jetstream,
+            cursors,
+            topology,
+            reached,
+            ends,
+            stored,
+            extents,
+            crowds,
+            jumps,
+        };
         log.refresh().await?;
         Ok(log)
     }
@@ -157,23 +197,26 @@ impl EventLog {
         value.map_or(Ok(EventId::NONE), |value| parse_cursor(&value))
     }
 
-    /// Up to where a device has acked everything. A device never seen before begins after the user's last event.
+    /// Where a device's log goes on. A device never seen before begins after the user's last event.
     ///
     /// # Errors
     /// If the broker fails.
-    pub async fn cursor(&self, user: &UserId, device: &DeviceId) -> Result<EventId, Error> {
+    pub async fn place(&self, user: &UserId, device: &DeviceId) -> Result<Place, Error> {
         let key = subject::cursor_key(user, device);
-        if let Some(value) = self.cursors.get(&key).await.map_err(Error::broker("read a cursor"))? {
-            return parse_cursor(&value);
+        let subject = format!("{}{key}", self.cursors.prefix);
+        let known = |value: &[u8]| parse_cursor(value).map(Place::after);
+        let stored = self.last(&self.stored, &self.cursors.stream_name, &subject).await?;
+        if let Some(stored) = stored.filter(|stored| !stored.is_removed) {
+            return known(&stored.payload);
         }
-        let begin = self.last_event(user).await?.unwrap_or_else(|| self.reached(user));
-        match self.cursors.create(&key, begin.to_string().into()).await {
-            Ok(_) => Ok(begin),
+        let last = self.last_event(user).await?;
+        let cursor = last.unwrap_or_else(|| self.reached(user));
+        match self.cursors.create(&key, cursor.to_string().into()).await {
+            Ok(_) => Ok(Place { cursor, begins_after: Some(last.unwrap_or(EventId::NONE)) }),
             // The read above may have been answered by a replica that lags: the leader knows better.
             Err(error) if error.kind() == kv::CreateErrorKind::AlreadyExists => {
-                let subject = format!("{}{key}", self.cursors.prefix);
                 let stored = self.cursors.stream.get_last_raw_message_by_subject(&subject).await;
-                parse_cursor(&stored.map_err(Error::broker("read a cursor"))?.payload)
+                known(&stored.map_err(Error::broker("read a cursor"))?.payload)
             }
             Err(error) => Err(Error::broker("create a cursor")(error)),
         }
@@ -185,10 +228,24 @@ impl EventLog {
     }
 
     async fn last_event(&self, user: &UserId) -> Result<Option<EventId>, Error> {
-        let subjects = [self.topology.event_subject(user)];
-        let request = DirectGet { multi_last: &subjects, batch: Some(1), ..DirectGet::default() };
-        let found = self.get(&subject::events(self.topology.event_stream(user)), &request).await?;
-        Ok(found.first().map(|last| EventId(last.sequence)))
+        let (stream, subject) =
+            (self.topology.event_stream(user), self.topology.event_subject(user));
+        let ends = self.ends.get(usize::from(stream)).ok_or(Error::Unreadable("a stream"))?;
+        let last = self.last(ends, &subject::events(stream), &subject).await?;
+        Ok(last.map(|last| EventId(last.sequence)))
+    }
+
+    /// A subject's last message, asked for together with others of the stream.
+    async fn last(&self, who: &Last, stream: &str, subject: &str) -> Result<Option<Stored>, Error> {
+        let look_up = async |subjects: Vec<String>| {
+            let batch = Some(subjects.len());
+            let request = DirectGet { multi_last: &subjects, batch, ..DirectGet::default() };
+            let found = self.get(stream, &request).await?.into_iter();
+            let mut found: HashMap<_, _> =
+                found.map(|found| (found.subject.clone(), found)).collect();
+            Ok(subjects.iter().map(|subject| found.remove(subject.as_str())).collect())
+        };
+        who.ask(subject.to_owned(), look_up).await
     }
 
     /// Stores a cursor.

@@ -1,10 +1,11 @@
-//! Takes connections until their handshakes are done. Who has not finished in time is cut off, and when too many have
-//! not, the one that has taken longest: a client that means it is through in a moment, and never finds the door shut.
+//! Takes connections until their handshakes are done. Who has not finished in time is cut off. While too many have not,
+//! the others wait in the system's queue, and the one that has taken longest gives way once it has had its moment: a
+//! client that means it is through by then, in a crowd too, and never finds the door shut.
 
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::Router;
@@ -13,6 +14,7 @@ use hyper::server::conn::http1;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use tokio::{
     net::{TcpListener, TcpStream},
+    sync::Notify,
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -35,10 +37,21 @@ pub struct Server {
 const AT_A_TIME: u64 = 16;
 /// How long to wait when the system has no more sockets to give.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long a handshake has its place, however many wait for one.
+const MOMENT: Duration = Duration::from_secs(1);
 
 /// Handshakes under way, oldest first.
 #[derive(Clone, Default)]
-struct Handshakes(Arc<Mutex<BTreeMap<u64, CancellationToken>>>);
+struct Handshakes {
+    all: Arc<Mutex<BTreeMap<u64, Handshake>>>,
+    /// A place is free again.
+    left: Arc<Notify>,
+}
+
+struct Handshake {
+    begun_at: Instant,
+    evicted: CancellationToken,
+}
 
 /// A place among the handshakes; dropping it gives the place up.
 struct Place {
@@ -59,7 +72,8 @@ impl Server {
             };
             match accepted {
                 Ok((stream, _)) => {
-                    let place = handshakes.enter(number, self.max_handshakes, &self.metrics);
+                    handshakes.make_room(self.max_handshakes).await;
+                    let place = handshakes.enter(number, &self.metrics);
                     tokio::spawn(shake_hands(
                         stream,
                         self.router.clone(),
@@ -100,21 +114,35 @@ async fn shake_hands(stream: TcpStream, router: Router, patience: Duration, plac
 }
 
 impl Handshakes {
-    fn all(&self) -> MutexGuard<'_, BTreeMap<u64, CancellationToken>> {
+    fn all(&self) -> MutexGuard<'_, BTreeMap<u64, Handshake>> {
         // Every change is one statement: whole, whoever panicked while holding the lock.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn enter(&self, number: u64, most: usize, metrics: &Metrics) -> Place {
-        let evicted = CancellationToken::new();
-        let mut all = self.all();
-        all.insert(number, evicted.clone());
-        if all.len() > most
-            && let Some((_, oldest)) = all.pop_first()
-        {
-            oldest.cancel();
+    /// Waits until fewer than `most` are under way, for a moment at most.
+    async fn make_room(&self, most: usize) {
+        loop {
+            let left = self.left.notified();
+            let wait = {
+                let mut all = self.all();
+                let is_full = all.len() >= most;
+                let Some(oldest) = all.first_entry().filter(|_| is_full) else { return };
+                let wait = MOMENT.saturating_sub(oldest.get().begun_at.elapsed());
+                if wait.is_zero() {
+                    oldest.remove().evicted.cancel();
+                    return;
+                }
+                wait
+            };
+            // Whichever comes first.
+            let _ = timeout(wait, left).await;
         }
-        drop(all);
+    }
+
+    fn enter(&self, number: u64, metrics: &Metrics) -> Place {
+        let evicted = CancellationToken::new();
+        let handshake = Handshake { begun_at: Instant::now(), evicted: evicted.clone() };
+        self.all().insert(number, handshake);
         let counted = metrics.connections.one(Stage::Handshake);
         Place { handshakes: self.clone(), number, evicted, _counted: counted }
     }
@@ -123,5 +151,6 @@ impl Handshakes {
 impl Drop for Place {
     fn drop(&mut self) {
         self.handshakes.all().remove(&self.number);
+        self.handshakes.left.notify_one();
     }
 }

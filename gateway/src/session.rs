@@ -33,7 +33,7 @@ use crate::{
     door::Door,
     error::Error,
     inbox::{Delivery, Inbox},
-    log::EventLog,
+    log::{EventLog, Place},
     metrics::{Close, Login, Metrics, Stage},
     presence::Presence,
     publisher::Publisher,
@@ -183,11 +183,13 @@ async fn open(shared: &Shared, identity: &Identity) -> Result<(Seat, State), Err
     shared.signal(&identity.user, &signal).await;
     // Asked first: what is on its way now is stored then.
     let latest = shared.cursors.latest(&subject::cursor_key(&identity.user, &identity.device));
-    let stored = shared.log.cursor(&identity.user, &identity.device).await?;
-    let cursor = latest.map_or(stored, |latest| latest.max(stored));
+    let mut place = shared.log.place(&identity.user, &identity.device).await?;
+    if let Some(latest) = latest.filter(|latest| *latest > place.cursor) {
+        place = Place::after(latest);
+    }
     let (limits, metrics, user) =
         (shared.limits.clone(), shared.metrics.clone(), identity.user.clone());
-    Ok((seat, State::new(user, limits, metrics, cursor, identity.expires_at, now())))
+    Ok((seat, State::new(user, limits, metrics, place, identity.expires_at, now())))
 }
 
 impl Shared {

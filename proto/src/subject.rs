@@ -26,7 +26,7 @@ pub const SESSIONS: &str = "SESSIONS";
 pub const TOPOLOGY: &str = "TOPOLOGY";
 /// The key in [`TOPOLOGY`].
 pub const TOPOLOGY_KEY: &str = "topology";
-/// Where gateways ask workers for a user's contacts; the body is the user id.
+/// Where gateways ask workers for users' contacts; the body is a JSON array of user ids.
 pub const CONTACTS: &str = "contacts";
 /// The queue group of workers on [`CONTACTS`], and the priority group of their partition consumers.
 pub const WORKERS: &str = "workers";

@@ -114,9 +114,10 @@ pub struct Lease {
     pub lasts_ms: u64,
 }
 
-/// Whom a user shares a chat with: the answer to a request on `contacts`, newest chats first, bounded.
+/// Whom users share a chat with: the answer to a request on `contacts`, whose body is a JSON array of user ids. In their
+/// order, each one's contacts, newest chats first, bounded. The last of them may be left out: they are to be asked for again.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Contacts(pub Vec<UserId>);
+pub struct Contacts(pub Vec<Vec<UserId>>);
 
 #[cfg(test)]
 mod tests {

@@ -1,6 +1,7 @@
 //! The whole life of a message, frame by frame as the protocol's examples show it.
 
 use anyhow::Result;
+use futures::future::try_join_all;
 use herald_tests::{Backend, Client, Cluster, Options};
 use serde_json::{Value, json};
 
@@ -8,6 +9,7 @@ on_both! {
     a_message_lives_its_whole_life_as_in_the_examples
     a_dlvrd_without_a_message_id_covers_all_so_far
     a_users_coming_and_going_is_told_to_its_contacts
+    of_users_who_come_at_once_each_ones_own_contacts_are_told
 }
 
 /// The frame without what differs from run to run; checks that those are what they must be.
@@ -194,5 +196,37 @@ pub(crate) async fn coming_and_going(cluster: &Cluster, user: &str, contact: &st
         stable(event),
         json!({"type": "event", "timestamp": "now", "eventType": "offline", "payload": {"userId": user}})
     );
+    Ok(())
+}
+
+async fn of_users_who_come_at_once_each_ones_own_contacts_are_told(backend: Backend) -> Result<()> {
+    const USERS: usize = 40;
+    // Through a gateway that has not seen them chat: it has to ask.
+    let cluster = Cluster::start(backend, Options::of(2, 1)).await?;
+    let mut contacts = Vec::new();
+    for n in 0..USERS {
+        let contact = format!("contact{n}");
+        let mut contact = cluster.connect_with_presence(0, &contact, "default").await?;
+        // Each has its own, and the next one's.
+        for user in [n, (n + 1) % USERS] {
+            let message = json!({"chatId": format!("user{user}"), "clientMessageId": user.to_string(), "message": "hi"});
+            let answer = contact.request("new", message).await?;
+            assert!(answer.get("error").is_none(), "{answer}");
+        }
+        contacts.push(contact);
+    }
+    let comes = async |n| cluster.connect_to(1, &format!("user{n}"), "default").await;
+    let _users = try_join_all((0..USERS).map(comes)).await?;
+    for (n, contact) in contacts.iter_mut().enumerate() {
+        let mut told = Vec::new();
+        for _ in 0..2 {
+            told.push(contact.event("online").await?["payload"]["userId"].clone());
+        }
+        told.sort_by_key(ToString::to_string);
+        let mut expected = [n, (n + 1) % USERS].map(|user| json!(format!("user{user}")));
+        expected.sort_by_key(ToString::to_string);
+        assert_eq!(told, expected);
+        contact.nothing_more().await?;
+    }
     Ok(())
 }

@@ -216,7 +216,7 @@ async fn a_handshake_that_is_never_finished_ends_with_its_deadline() -> Result<(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn handshakes_are_bounded_and_the_slowest_give_way() -> Result<()> {
-    const DAWDLERS: usize = 100;
+    const DAWDLERS: usize = 40;
     const MOST: usize = 8;
     let most = MOST.to_string();
     let flags = ["--handshake-timeout", "1h", "--max-handshakes", &most];
@@ -239,4 +239,12 @@ async fn handshakes_are_bounded_and_the_slowest_give_way() -> Result<()> {
         dawdler.abort();
     }
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crowd_that_means_it_waits_for_its_handshakes_and_is_not_cut_off() -> Result<()> {
+    let options = Options::default().gateway_flags(&["--max-handshakes", "4"]);
+    let cluster = Cluster::start(Backend::Sqlite, options).await?;
+    let crowd = (0..200).map(async |n| cluster.connect(&format!("user{n}")).await?.ack(0).await);
+    try_join_all(crowd).await.map(drop)
 }

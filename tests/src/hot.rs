@@ -7,6 +7,7 @@ use clap::Parser as _;
 use herald_gateway::{
     config::Config,
     inbox::Fetched,
+    log::Place,
     metrics::Origin,
     session::{Output, State},
 };
@@ -109,8 +110,14 @@ impl Session {
             ["herald-gateway", "--insecure-auth", "--rate=4000000000", "--burst=4000000000"];
         let limits = Arc::new(Config::try_parse_from(flags)?.limits);
         let now = Instant::now();
-        let mut state =
-            State::new(UserId::new(SENDER)?, limits, Arc::default(), EventId(0), None, now);
+        let mut state = State::new(
+            UserId::new(SENDER)?,
+            limits,
+            Arc::default(),
+            Place::after(EventId(0)),
+            None,
+            now,
+        );
         let mut out = Vec::new();
         state.start(&mut out);
         let nothing =

@@ -1,8 +1,9 @@
 //! The worker's life: connect, create what is missing, read all partitions, stop in order.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_nats::jetstream::{self, context::ContextBuilder};
+use backon::{ConstantBuilder, Retryable};
 use herald_proto::{
     broker, instance,
     metrics::{Registry, nats, otlp, process},
@@ -27,7 +28,10 @@ use crate::{
 };
 
 /// How long a publish waits for its confirmation before it is sent again.
-const PUBLISH_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(3);
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(3);
+/// How often setting the broker up is tried, and the pause between.
+const SETUP_TRIES: usize = 20;
+const SETUP_PAUSE: Duration = Duration::from_millis(500);
 
 /// Runs a worker until `stop`, then finishes what it has begun. `health` is where `/healthz` and `/readyz` are served.
 ///
@@ -47,7 +51,12 @@ pub async fn run(
         .ack_timeout(PUBLISH_TIMEOUT)
         .timeout(PUBLISH_TIMEOUT)
         .build(client.clone());
-    let topology = topology::ensure(&jetstream, &config).await?;
+    // Streams that were made a moment ago may have no leaders yet.
+    let topology = (async || topology::ensure(&jetstream, &config).await)
+        .retry(ConstantBuilder::new().with_delay(SETUP_PAUSE).with_max_times(SETUP_TRIES))
+        .when(|error| error.is_transient() && !stop.is_cancelled())
+        .notify(|error, _| tracing::warn!(%error, "the broker can't be set up, trying again"))
+        .await?;
     let frames: jetstream::stream::Stream<()> =
         jetstream.get_stream_no_info(subject::FRAMES).await.map_err(Error::broker("get FRAMES"))?;
     let info = frames.get_info().await.map_err(Error::broker("get FRAMES"))?;

@@ -8,7 +8,11 @@ use tokio_util::sync::CancellationToken;
 use crate::{error::Error, store::Store};
 
 /// The most contacts told about a user's coming and going: the latest chats first.
-const LIMIT: u64 = 1000;
+const LIMIT: usize = 1000;
+/// The most users looked up at once. A gateway asks for fewer.
+const TOGETHER: usize = 64;
+/// About the largest answer, in bytes: well below what NATS takes.
+const ANSWER: usize = 256 * 1024;
 /// Look-ups at the same time. Fewer than the database's connections, so that settling never waits for one.
 const AT_ONCE: usize = 1;
 
@@ -37,14 +41,35 @@ pub async fn serve(client: Client, store: Store, stop: CancellationToken) -> Res
 
 async fn answer(client: &Client, store: &Store, request: async_nats::Message) -> Result<(), Error> {
     let Some(reply) = request.reply else { return Ok(()) };
-    let Ok(user) = String::from_utf8(request.payload.to_vec())
-        .map_err(drop)
-        .and_then(|id| UserId::new(id).map_err(drop))
-    else {
-        return Ok(());
-    };
-    let contacts = Contacts(store.contacts(&user, LIMIT).await?);
+    let mut users: Vec<UserId> = serde_json::from_slice(&request.payload)
+        .map_err(|error| Error::Unreadable("a request for contacts", error))?;
+    users.truncate(TOGETHER);
+    let mut contacts = Contacts(store.contacts(&users, LIMIT).await?);
+    contacts.0.truncate(fitting(&contacts.0));
     let body =
         serde_json::to_vec(&contacts).map_err(|error| Error::Unreadable("contacts", error))?;
     Ok(client.publish(reply, body.into()).await?)
+}
+
+/// How many users' contacts fit an answer; one's always do.
+fn fitting(contacts: &[Vec<UserId>]) -> usize {
+    let mut size = 0;
+    let fits = |of_user: &&Vec<UserId>| {
+        size += of_user.iter().map(|user| user.as_str().len() + 3).sum::<usize>();
+        size <= ANSWER
+    };
+    contacts.iter().take_while(fits).count().max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_holds_as_many_users_as_fit_and_at_least_one() {
+        let of_user = |count| vec![UserId::new("x".repeat(61)).unwrap(); count];
+        assert_eq!(fitting(&[of_user(1), of_user(0), of_user(1000)]), 3);
+        assert_eq!(fitting(&vec![of_user(1000); 10]), 4);
+        assert_eq!(fitting(&[of_user(5000), of_user(1)]), 1);
+    }
 }

@@ -5,10 +5,9 @@ use std::{
     time::Duration,
 };
 
-use herald_proto::UserId;
 use sea_orm::{
-    ColumnTrait, Condition, ConnectOptions, ConnectionTrait, DatabaseConnection, DbBackend, DbErr,
-    EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect, Statement,
+    ConnectOptions, ConnectionTrait, DatabaseConnection, DbBackend, DbErr, FromQueryResult,
+    Statement,
     sqlx::{Postgres, pool::PoolConnection},
 };
 use sea_orm_migration::MigratorTrait;
@@ -24,7 +23,6 @@ mod model;
 mod sql;
 
 pub use commit::Changes;
-use entity::chat;
 pub use error::Error;
 pub(crate) use model::client_key;
 pub use model::{
@@ -133,31 +131,6 @@ impl Store {
         self.execute(&self.sql.renew_partitions, &row).await?;
         let found = self.query(&self.sql.partitions, &row).await?;
         found.into_iter().next().ok_or(Error::Corrupt("partitions: a row is missing"))
-    }
-
-    /// Up to `limit` users that share a chat with `user`, latest chats first.
-    ///
-    /// # Errors
-    /// If the database fails.
-    pub async fn contacts(&self, user: &UserId, limit: u64) -> Result<Vec<UserId>, Error> {
-        let db = self.db();
-        let chats = chat::Entity::find()
-            .filter(
-                Condition::any()
-                    .add(chat::Column::UserA.eq(user.as_str()))
-                    .add(chat::Column::UserB.eq(user.as_str())),
-            )
-            .order_by_desc(chat::Column::UpdatedAt)
-            .limit(limit)
-            .all(&db);
-        let chats = self.within_deadline(async { Ok(chats.await?) }).await?;
-        chats
-            .into_iter()
-            .map(|chat| {
-                let peer = if chat.user_a == user.as_str() { chat.user_b } else { chat.user_a };
-                UserId::new(peer).map_err(|_| Error::Corrupt("chats: a member is not a user id"))
-            })
-            .collect()
     }
 
     /// Writes what a batch changes: all of it, or nothing.

@@ -2,7 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use async_nats::jetstream::{Context, kv};
+use async_nats::jetstream::{
+    self, Context, ErrorCode,
+    context::{PublishError, PublishErrorKind},
+    kv,
+    message::PublishMessage,
+};
+use backon::{ExponentialBuilder, Retryable};
 use futures::StreamExt;
 use herald_proto::{
     UserId,
@@ -32,6 +38,8 @@ pub struct Announcer {
     pub client: async_nats::Client,
     /// This gateway's name.
     pub gateway: Arc<str>,
+    /// For writing to the bucket.
+    pub jetstream: Context,
     /// The bucket of sessions.
     pub sessions: kv::Store,
     /// For reading the bucket.
@@ -52,9 +60,13 @@ const AT_ONCE: usize = 32;
 pub const TELLING: usize = 128;
 /// How often those who are about to leave are looked at.
 const TICK: Duration = Duration::from_millis(100);
-/// The pauses before a user's keys are read again, doubled each time.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(6);
+/// The first pause before a user's keys are read again, doubled each time, and how often they are.
+const PAUSE: Duration = Duration::from_millis(100);
+const AGAIN: usize = 6;
+/// How often a user's key is tried to be written while others change.
+const TRIES: u32 = 8;
+/// The header that says the last message of which subjects must be the expected one.
+const LAST_OF: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
 /// How long the mark of a removed key stays, for gateways to compare revisions.
 const MARK_TTL: Duration = Duration::from_secs(60);
 
@@ -125,14 +137,8 @@ impl Announcer {
         let key = subject::session_key(user, &self.gateway);
         match self.presence.due(user) {
             Due::Announce => {
-                let put = self.sessions.put(&key, bytes::Bytes::new()).await;
-                let revision = put.map_err(Error::broker("announce a user"))?;
+                let (revision, is_first) = self.announce_at(user, &key).await?;
                 self.presence.announced(user, Some(revision));
-                let is_first = !self
-                    .keys_of(user)
-                    .await?
-                    .iter()
-                    .any(|key| !key.is_removed && key.revision < revision);
                 if is_first {
                     self.tell(user, EventBody::Online(payload::Presence { user_id: user.clone() }));
                 }
@@ -159,6 +165,31 @@ impl Announcer {
             Due::Nothing => {}
         }
         Ok(())
+    }
+
+    /// Writes a user's key; returns its revision, and whether the user was online nowhere else. The broker takes it only
+    /// if nobody has changed the user's keys since they were read: of gateways that come at the same time, one is first.
+    async fn announce_at(&self, user: &UserId, key: &str) -> Result<(u64, bool), Error> {
+        const WHAT: &str = "announce a user";
+        let filter = subject::sessions_of_user(user);
+        // Most have no keys, not even removed ones: nothing is read for them.
+        let (mut last, mut is_first) = (0, true);
+        for _ in 0..TRIES {
+            let message = PublishMessage::build()
+                .header(LAST_OF, format!("{}{filter}", self.sessions.prefix))
+                .expected_last_subject_sequence(last);
+            let subject = format!("{}{key}", self.sessions.prefix);
+            let sent = self.jetstream.send_publish(subject, message).await;
+            match sent.map_err(Error::broker(WHAT))?.await {
+                Ok(stored) => return Ok((stored.sequence, is_first)),
+                Err(error) if is_overtaken(&error) => {}
+                Err(error) => return Err(Error::broker(WHAT)(error)),
+            }
+            let keys = self.keys_of(user).await?;
+            last = keys.iter().map(|found| found.revision).max().unwrap_or(0);
+            is_first = keys.iter().all(|found| found.is_removed || found.key == key);
+        }
+        Err(Error::broker(WHAT)("its keys keep changing"))
     }
 
     /// Removes a key if it still stands at `revision`; returns whether it did, or another gateway was first.
@@ -192,17 +223,10 @@ impl Announcer {
     /// Tries for a while: what was changed just now would be told to nobody.
     async fn keys_of(&self, user: &UserId) -> Result<Vec<BucketKey>, Error> {
         let filter = subject::sessions_of_user(user);
-        let mut pause = FIRST_PAUSE;
-        loop {
-            match self.log.newest_of_bucket(&self.sessions, &filter).await {
-                Err(error) if pause <= LONGEST_PAUSE => {
-                    tracing::debug!(%error, "looking for a user's sessions again");
-                    tokio::time::sleep(pause).await;
-                    pause *= 2;
-                }
-                result => return result,
-            }
-        }
+        (async || self.log.newest_of_bucket(&self.sessions, &filter).await)
+            .retry(ExponentialBuilder::new().with_min_delay(PAUSE).with_max_times(AGAIN))
+            .notify(|error, _| tracing::debug!(%error, "looking for a user's sessions again"))
+            .await
     }
 
     /// Tells the contacts behind the announcer's back: a slow look-up holds nobody up.
@@ -264,4 +288,14 @@ impl Announcer {
         }
         Ok(())
     }
+}
+
+/// Whether the broker refused a message because something was stored, or is being stored, that its sender did not know.
+fn is_overtaken(error: &PublishError) -> bool {
+    let source = std::error::Error::source(error);
+    let refusal = source.and_then(|source| source.downcast_ref::<jetstream::Error>());
+    error.kind() == PublishErrorKind::WrongLastSequence
+        || refusal.is_some_and(|refusal| {
+            refusal.error_code() == ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT
+        })
 }

@@ -10,7 +10,7 @@ use herald_proto::{
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::{output::Output, window::Window};
-use crate::{inbox::Fetched, metrics::Origin};
+use crate::{inbox::Fetched, log::Place, metrics::Origin};
 
 /// A device's place in its user's log.
 #[derive(Debug)]
@@ -37,20 +37,21 @@ const RETRY: Duration = Duration::from_secs(1);
 const LAG: Duration = Duration::from_millis(50);
 
 impl Feed {
-    /// A device that has acked everything up to `cursor`.
-    pub fn new(cursor: EventId, window: usize, window_bytes: usize) -> Self {
+    /// A device whose log goes on at `place`.
+    pub fn new(place: Place, window: usize, window_bytes: usize) -> Self {
+        let Place { cursor, begins_after } = place;
         Self {
             window: Window::new(cursor, window, window_bytes),
             tail: cursor,
-            last_event: cursor,
+            last_event: begins_after.unwrap_or(cursor),
             seen: cursor,
             fetching: false,
-            behind: true,
+            behind: begins_after.is_none(),
             retry_at: None,
         }
     }
 
-    /// First of all the log is read.
+    /// First of all the log is read, unless nothing can wait there.
     pub fn start(&mut self, out: &mut Vec<Output>) {
         self.fetch_if_due(out);
     }

@@ -19,6 +19,7 @@ use super::{bucket::Bucket, feed::Feed, output::Output};
 use crate::{
     config::Limits,
     inbox::Fetched,
+    log::Place,
     metrics::{
         CatchUp, EventPath, FrameKind, FrameOutcome, Metrics, Origin, RequestOutcome, TypingOutcome,
     },
@@ -71,18 +72,18 @@ const TYPING_INTERVAL: Duration = Duration::from_secs(1);
 const TYPING_CHATS: usize = 32;
 
 impl State {
-    /// A session whose device has acked everything up to `cursor`; `expires_at` is when its token does.
+    /// A session of a device whose log goes on at `place`; `expires_at` is when its token does.
     pub fn new(
         user: UserId,
         limits: Arc<Limits>,
         metrics: Arc<Metrics>,
-        cursor: EventId,
+        place: Place,
         expires_at: Option<Instant>,
         now: Instant,
     ) -> Self {
         Self {
             user,
-            feed: Feed::new(cursor, limits.window, limits.window_bytes),
+            feed: Feed::new(place, limits.window, limits.window_bytes),
             bucket: Bucket::new(limits.rate, limits.burst, now),
             limits,
             metrics,
@@ -90,7 +91,7 @@ impl State {
             typing: HashMap::new(),
             heard_at: now,
             pinged_at: None,
-            stored_cursor: cursor,
+            stored_cursor: place.cursor,
             cursor_due: None,
             expires_at,
             binary_frames: 0,
@@ -100,7 +101,7 @@ impl State {
         }
     }
 
-    /// The session begins: first of all it reads its log.
+    /// The session begins: first of all it reads its log, if something may wait there.
     pub fn start(&mut self, out: &mut Vec<Output>) {
         self.feed.start(out);
     }

@@ -61,6 +61,45 @@ impl Store {
             .collect()
     }
 
+    /// For each of these users, in their order, up to `limit` users that share a chat with it, latest chats first.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn contacts(
+        &self,
+        users: &[UserId],
+        limit: usize,
+    ) -> Result<Vec<Vec<UserId>>, Error> {
+        #[derive(Serialize)]
+        struct Row {
+            place: usize,
+            user_id: UserId,
+            most: usize,
+        }
+        #[derive(FromQueryResult)]
+        struct Found {
+            place: i64,
+            peer: String,
+        }
+        let row = |(place, user_id): (usize, &UserId)| Row {
+            place,
+            user_id: user_id.clone(),
+            most: limit,
+        };
+        let rows: Vec<Row> = users.iter().enumerate().map(row).collect();
+        let mut contacts = vec![Vec::new(); users.len()];
+        for Found { place, peer } in self.query(&self.sql.contacts, &rows).await? {
+            let peer = UserId::new(peer)
+                .map_err(|_| Error::Corrupt("chats: a member is not a user id"))?;
+            if let Some(of_user) =
+                usize::try_from(place).ok().and_then(|place| contacts.get_mut(place))
+            {
+                of_user.push(peer);
+            }
+        }
+        Ok(contacts)
+    }
+
     /// The messages among these (chat row, message id) that exist.
     ///
     /// # Errors

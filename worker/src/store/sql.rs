@@ -16,6 +16,7 @@ pub(super) struct Sql {
     pub(super) chats: String,
     pub(super) create_chats: String,
     pub(super) update_chats: String,
+    pub(super) contacts: String,
     pub(super) known: String,
     pub(super) points: String,
     pub(super) spans: String,
@@ -53,6 +54,22 @@ impl Sql {
                  ON CONFLICT (user_a, user_b) DO NOTHING"
             ),
             update_chats: update_chats(backend, 1),
+            contacts: {
+                let users = rows(&[("place", Int), ("user_id", Text), ("most", Int)]);
+                let side = |own, peer| {
+                    format!(
+                        "SELECT r.place, r.most, c.{peer} AS peer, c.updated_at FROM {users} r \
+                         JOIN chats c ON c.{own} = r.user_id"
+                    )
+                };
+                format!(
+                    "SELECT p.place, p.peer FROM (SELECT u.*, row_number() OVER \
+                     (PARTITION BY u.place ORDER BY u.updated_at DESC) AS n FROM ({} UNION ALL {}) u) p \
+                     WHERE p.n <= p.most ORDER BY p.place, p.n",
+                    side("user_a", "user_b"),
+                    side("user_b", "user_a"),
+                )
+            },
             known: format!(
                 "SELECT m.sender, m.client_message_id, m.message_id, m.digest FROM {keys} r \
                  JOIN messages m ON m.sender = r.sender AND m.client_message_id = r.client_message_id"

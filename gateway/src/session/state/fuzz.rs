@@ -140,7 +140,7 @@ fn session(now: Instant) -> State {
         UserId::new("me").unwrap(),
         Arc::new(limits),
         Arc::default(),
-        EventId(3),
+        Place::after(EventId(3)),
         expires_at,
         now,
     )

@@ -27,8 +27,14 @@ impl Test {
     fn new(flags: &[&str]) -> Self {
         let now = Instant::now();
         let user = UserId::new("me").unwrap();
-        let state =
-            State::new(user, Arc::new(limits(flags)), Arc::default(), EventId(10), None, now);
+        let state = State::new(
+            user,
+            Arc::new(limits(flags)),
+            Arc::default(),
+            Place::after(EventId(10)),
+            None,
+            now,
+        );
         let mut test = Self { state, now, out: Vec::new() };
         test.state.start(&mut test.out);
         assert!(matches!(test.out.as_slice(), [Output::Fetch { after: EventId(10), .. }]));
@@ -98,6 +104,31 @@ fn closes(outputs: &[Output]) -> Option<CloseCode> {
         Output::Close(code, _) => Some(*code),
         _ => None,
     })
+}
+
+#[test]
+fn a_new_device_reads_no_log_before_something_is_missing() {
+    let begin = |begins_after: u64| {
+        let place = Place { cursor: EventId(10), begins_after: Some(EventId(begins_after)) };
+        let user = UserId::new("me").unwrap();
+        let now = Instant::now();
+        let state = State::new(user, Arc::new(limits(&[])), Arc::default(), place, None, now);
+        let mut test = Test { state, now, out: Vec::new() };
+        test.state.start(&mut test.out);
+        assert_eq!(test.take(), []);
+        test
+    };
+    // The user's last event is where the device begins.
+    let mut test = begin(10);
+    test.live(12, 10);
+    assert_eq!(test.sent(), [json!({"id": 12, "prev": 10, "n": 12})]);
+    let mut test = begin(10);
+    test.live(12, 11);
+    assert!(matches!(test.take().as_slice(), [Output::Fetch { after: EventId(10), .. }]));
+    // The user had none: the device begins where the stream was.
+    let mut test = begin(0);
+    test.live(12, 0);
+    assert_eq!(test.sent(), [json!({"id": 12, "prev": 0, "n": 12})]);
 }
 
 #[test]
