@@ -26,9 +26,11 @@ pub struct Door {
     spread: OnceLock<Duration>,
 }
 
-/// How many sessions may begin at the same time, and how many end. Enough to keep the broker busy; a thousand would only
-/// keep those who chat waiting.
-const AT_ONCE: usize = 32;
+/// How many sessions may begin at the same time. Enough to keep the broker busy, and to ask it for many of them together;
+/// a thousand would only keep those who chat waiting.
+const BEGINNING: usize = 64;
+/// How many may end at the same time.
+const ENDING: usize = 32;
 /// How long a session may wait for its turn to begin.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The least time over which clients are asked to come back.
@@ -38,7 +40,7 @@ impl Door {
     /// A door that nobody has passed yet.
     pub fn new(limits: &Limits, now: Instant) -> Self {
         let coming_in = Mutex::new(Bucket::new(limits.accept_rate, limits.accept_rate, now));
-        let (beginning, ending) = (Semaphore::new(AT_ONCE), Semaphore::new(AT_ONCE));
+        let (beginning, ending) = (Semaphore::new(BEGINNING), Semaphore::new(ENDING));
         Self {
             coming_in,
             beginning,
@@ -125,7 +127,7 @@ mod tests {
     async fn who_waits_long_for_a_turn_to_begin_is_told() {
         let door = door(&[], Instant::now());
         let mut turns = Vec::new();
-        for _ in 0..AT_ONCE {
+        for _ in 0..BEGINNING {
             turns.push(door.turn_to_begin().await.unwrap());
         }
         let late = timeout(PATIENCE * 2, door.turn_to_begin()).await.expect("it is told");

@@ -49,8 +49,8 @@ pub enum Delivery {
 /// What was read from the log.
 #[derive(Debug, Default)]
 pub struct Fetched {
-    /// The events after the one asked from: id and body without `id` and `prev`.
-    pub events: Vec<(EventId, bytes::Bytes)>,
+    /// The events after the one asked from: id, body without `id` and `prev`, and where it comes from.
+    pub events: Vec<(EventId, bytes::Bytes, Origin)>,
     /// Those of them that are part of a trace.
     pub traces: Vec<(EventId, Traceparent)>,
     /// Whether there are more.
@@ -59,6 +59,18 @@ pub struct Fetched {
     pub is_there: bool,
     /// Set if the log no longer reaches back to the event asked from: the place from which it was read instead.
     pub resync: Option<EventId>,
+}
+
+impl Fetched {
+    /// Forgets where events come from that are older than `opened_at`, in milliseconds since the Unix epoch: how long they
+    /// took would tell how long the device was away.
+    pub fn since(&mut self, opened_at: i64) {
+        for (_, _, origin) in &mut self.events {
+            if origin.at < opened_at {
+                *origin = Origin::default();
+            }
+        }
+    }
 }
 
 /// A session's bounded queue of deliveries.

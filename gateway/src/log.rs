@@ -24,7 +24,7 @@ use herald_proto::{
 use serde::Serialize;
 use tokio::sync::Mutex;
 
-use crate::{error::Error, gather::Gather, inbox::Fetched};
+use crate::{error::Error, gather::Gather, inbox::Fetched, metrics::Origin};
 
 pub mod bucket;
 mod crowd;
@@ -99,6 +99,7 @@ struct Stored {
     subject: Arc<str>,
     sequence: u64,
     traceparent: Option<Traceparent>,
+    origin: Origin,
     is_removed: bool,
     payload: Bytes,
     /// How many messages that were asked for come after it, whether in the same answer or not.
@@ -289,8 +290,10 @@ impl EventLog {
         let Found { events, more, is_there, .. } = found;
         let traced = |event: &Stored| Some((EventId(event.sequence), event.traceparent?));
         let traces = events.iter().filter_map(traced).collect();
-        let events =
-            events.into_iter().map(|event| (EventId(event.sequence), event.payload)).collect();
+        let events = events
+            .into_iter()
+            .map(|event| (EventId(event.sequence), event.payload, event.origin))
+            .collect();
         Ok(Fetched { events, traces, more, is_there, resync })
     }
 
@@ -451,6 +454,8 @@ fn parse_cursor(value: &[u8]) -> Result<EventId, Error> {
 
 fn stored(message: async_nats::Message) -> Result<Stored, Error> {
     let headers = message.headers.as_ref().ok_or(Error::Unreadable("a stored message"))?;
+    let traceparent = header::traceparent(Some(headers));
+    let message_id = headers.get(async_nats::header::NATS_MESSAGE_ID).map(AsRef::as_ref);
     Ok(Stored {
         subject: headers
             .get(async_nats::header::NATS_SUBJECT)
@@ -458,7 +463,8 @@ fn stored(message: async_nats::Message) -> Result<Stored, Error> {
             .ok_or(Error::Unreadable("a stored message"))?,
         sequence: header::number(headers, async_nats::header::NATS_SEQUENCE)
             .ok_or(Error::Unreadable("a stored message"))?,
-        traceparent: header::traceparent(Some(headers)),
+        traceparent,
+        origin: Origin::of(message_id, traceparent),
         is_removed: bucket::is_removal(headers),
         pending: header::number(headers, NUM_PENDING).unwrap_or(0),
         payload: message.payload,

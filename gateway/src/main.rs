@@ -8,7 +8,7 @@ use herald_gateway::{
     app::{self, Listeners},
     config::{Command, Config},
 };
-use herald_proto::{health, signal, telemetry};
+use herald_proto::{health, instance, signal, telemetry};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 
@@ -30,7 +30,8 @@ async fn run(mut config: Config) -> anyhow::Result<()> {
     if let Some(Command::Healthcheck) = config.command {
         return Ok(health::ask(config.listen).await?);
     }
-    let telemetry = telemetry::init("herald-gateway", &config.telemetry).await?;
+    let name = config.gateway_id.get_or_insert_with(|| instance::name("gateway"));
+    let telemetry = telemetry::init("herald-gateway", name, &config.telemetry).await?;
     let listener = listen(config.listen).with_context(|| format!("--listen {}", config.listen))?;
     let admin = match config.admin_listen {
         Some(address) => Some(

@@ -60,6 +60,8 @@ pub struct Seat {
     user: UserId,
     /// The session's id on this gateway.
     pub id: u64,
+    /// When it was opened, in milliseconds since the Unix epoch.
+    pub opened_at: i64,
     /// What is left for the session.
     pub inbox: Arc<Inbox>,
 }
@@ -132,7 +134,7 @@ impl Registry {
             sessions.by_user.insert(user.clone(), User { tap: id, sessions: vec![session] });
         }
         sessions.by_id.insert(id, inbox.clone());
-        Ok(Seat { registry: self.clone(), user: user.clone(), id, inbox })
+        Ok(Seat { registry: self.clone(), user: user.clone(), id, opened_at: now, inbox })
     }
 
     /// All taps: number and subject.

@@ -95,13 +95,19 @@ async fn serve(
     match identity {
         _ if shared.drain.is_cancelled() => {
             logins.inc(Login::TryAgain);
+            span.set("error.type", i64::from(CloseCode::ServiceRestart.code()).to_string());
             let reason = shared.door.come_back(shared.registry.len());
             socket.close(CloseCode::ServiceRestart, &reason).await;
         }
         Ok(identity) => match shared.door.enter(Instant::now()) {
-            Ok(()) => session::begin(shared, socket, identity).await,
+            Ok(()) => {
+                if session::begin(shared, socket, identity).await.is_err() {
+                    spans::fail_handshake(&mut span, "not_begun");
+                }
+            }
             Err(reason) => {
                 logins.inc(Login::TryAgain);
+                span.set("error.type", i64::from(CloseCode::TryAgainLater.code()).to_string());
                 socket.close(CloseCode::TryAgainLater, &reason).await;
             }
         },

@@ -128,7 +128,14 @@ const CURSOR_PATIENCE: Duration = Duration::from_secs(2);
 /// Begins to serve a client, until it goes or has to.
 ///
 /// The session goes on in a task of its own: what beginning it took is not kept for as long as it lives.
-pub async fn begin<S>(shared: Arc<Shared>, socket: Socket<S>, identity: Identity)
+///
+/// # Errors
+/// Why it can't begin: its client has been told.
+pub async fn begin<S>(
+    shared: Arc<Shared>,
+    socket: Socket<S>,
+    identity: Identity,
+) -> Result<(), Error>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -161,11 +168,13 @@ where
                 is_present: true,
             });
             tasks.spawn(session.run());
+            Ok(())
         }
         Err(error) => {
             tracing::warn!(%error, "a session can't begin");
             shared.metrics.logins.inc(Login::TryAgain);
             socket.close(error.close_code(), &error.to_string()).await;
+            Err(error)
         }
     }
 }
@@ -271,6 +280,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                             for (id, parent) in std::mem::take(&mut fetched.traces) {
                                 self.traces.heard(id, parent, Source::Log);
                             }
+                            fetched.since(self.seat.opened_at);
                             self.state.fetched(fetched, now_ms(), now(), &mut out);
                         }
                         Err(error) => {
@@ -336,6 +346,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 match output {
                     Output::Send(frame) => {
                         self.traces.sending(&frame);
+                        messages.push(Message::Text(frame));
+                    }
+                    Output::Answer(id, frame) => {
+                        self.traces.answering(&id, &frame);
                         messages.push(Message::Text(frame));
                     }
                     Output::Ping => messages.push(Message::Ping(bytes::Bytes::new())),

@@ -34,15 +34,26 @@ pub enum Source {
 
 /// A client's handshake, until its session has begun.
 pub fn handshake(parent: Option<Traceparent>) -> Span {
+    handshakes().parent(parent).start()
+}
+
+fn handshakes() -> telemetry::Beginning {
     Span::server("GET /ws")
-        .parent(parent)
         .with("http.request.method", "GET")
         .with("http.route", "/ws")
         .with("http.response.status_code", 101_i64)
         .with("url.path", "/ws")
         .with("url.scheme", "http")
         .with("network.protocol.name", "http")
-        .start()
+}
+
+/// Notes that no session came of a handshake for the service's own fault, whether it is traced or not.
+pub fn fail_handshake(span: &mut Span, kind: &'static str) {
+    if span.is_some() {
+        span.fail(kind);
+    } else if telemetry::keeps_error() {
+        handshakes().start().fail(kind);
+    }
 }
 
 /// A client's request, until its response is written.
@@ -62,10 +73,7 @@ pub fn publish(cause: Option<Traceparent>, partition: u16) -> Span {
     }
     Span::producer("publish FRAMES")
         .parent(cause)
-        .with("messaging.system", "nats")
-        .with("messaging.operation.name", "publish")
-        .with("messaging.operation.type", "send")
-        .with("messaging.destination.name", subject::FRAMES)
+        .messaging("publish", "send", subject::FRAMES)
         .with("messaging.destination.partition.id", partition.to_string())
         .start()
 }
@@ -85,10 +93,7 @@ pub fn deliver(
     let span = Span::consumer("deliver EVENTS")
         .parent(Some(parent))
         .since(since)
-        .with("messaging.system", "nats")
-        .with("messaging.operation.name", "deliver")
-        .with("messaging.operation.type", "process")
-        .with("messaging.destination.name", EVENTS)
+        .messaging("deliver", "process", EVENTS)
         .with("network.protocol.name", "websocket")
         .with("herald.event.id", id.0.cast_signed())
         .with("herald.delivery.source", source)
@@ -100,10 +105,7 @@ pub fn deliver(
 pub fn ack(delivery: Traceparent, id: EventId, attempts: i64) -> Span {
     Span::server("ack EVENTS")
         .parent(Some(delivery))
-        .with("messaging.system", "nats")
-        .with("messaging.operation.name", "ack")
-        .with("messaging.operation.type", "settle")
-        .with("messaging.destination.name", EVENTS)
+        .messaging("ack", "settle", EVENTS)
         .with("network.protocol.name", "websocket")
         .with("herald.event.id", id.0.cast_signed())
         .with("herald.delivery.attempt", attempts)

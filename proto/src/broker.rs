@@ -4,6 +4,8 @@ use std::{path::PathBuf, time::Duration};
 
 use async_nats::{Client, ConnectError, ConnectOptions, Event, ServerAddr};
 
+use crate::telemetry;
+
 /// Where NATS is and how to be let in.
 #[derive(Debug, Clone, clap::Args)]
 pub struct BrokerArgs {
@@ -103,8 +105,12 @@ pub async fn connect(args: &BrokerArgs, name: &str, inbox: &str) -> Result<Clien
     if let Some(path) = &args.nats_ca {
         options = options.add_root_certificates(path.clone()).require_tls(true);
     }
+    let servers = args.servers()?;
+    if let Some(first) = servers.first() {
+        telemetry::broker_is_at(first.host(), first.port());
+    }
     options
-        .connect(args.servers()?)
+        .connect(servers)
         .await
         .map_err(|source| Error::Connect { url: args.nats_url.clone(), source })
 }

@@ -3,6 +3,7 @@
 use std::{io, num::NonZeroUsize, thread};
 
 use clap::Args;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// How a program uses the machine.
 #[derive(Debug, Clone, Args)]
@@ -18,6 +19,7 @@ impl RuntimeArgs {
     /// # Errors
     /// If the system does not give the runtime what it needs.
     pub fn run<T>(&self, program: impl Future<Output = T>) -> io::Result<T> {
+        open_many_files();
         let threads = self.threads.unwrap_or_else(default_threads);
         // One thread needs nobody to share its work with: nothing is locked, and nobody has to be woken.
         let mut builder = if threads == NonZeroUsize::MIN {
@@ -28,6 +30,17 @@ impl RuntimeArgs {
             builder
         };
         Ok(builder.enable_all().build()?.block_on(program))
+    }
+}
+
+/// A connection is a file. What a process may open is often far less than it may ask for: 1024 under some container
+/// runtimes.
+fn open_many_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        // Before anything is logged, and no reason not to serve.
+        eprintln!("the limit of open files stays as it is: {error}");
     }
 }
 

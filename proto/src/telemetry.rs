@@ -11,8 +11,6 @@ use opentelemetry_sdk::{
     trace::{Sampler as SdkSampler, SdkTracer, SdkTracerProvider},
 };
 
-use crate::instance;
-
 mod budget;
 mod control;
 mod export;
@@ -25,7 +23,8 @@ pub use budget::Budget;
 pub use export::dropped_spans;
 pub use logs::LogFormat;
 pub use sampler::{Sampler, keeps_error};
-pub use span::{Beginning, Span};
+pub(crate) use span::broker_is_at;
+pub use span::{Beginning, Ended, Span};
 pub use traceparent::{Traceparent, lenient};
 
 /// Logs and traces.
@@ -102,14 +101,19 @@ pub const OPERATIONS: &str = "herald::operations";
 /// Makes spans, if traces are sent anywhere. There is one for the process, as there is one logger.
 static TRACER: OnceLock<SdkTracer> = OnceLock::new();
 
-/// Starts logging to standard error, and sending traces if an endpoint is set.
+/// Starts logging to standard error, and sending traces if an endpoint is set. `instance` tells the process from its
+/// peers.
 ///
 /// # Errors
 /// [`Error`], which names the flag.
-pub async fn init(service: &'static str, args: &TelemetryArgs) -> Result<Telemetry, Error> {
+pub async fn init(
+    service: &'static str,
+    instance: &str,
+    args: &TelemetryArgs,
+) -> Result<Telemetry, Error> {
     let provider = export::processor(args)?.map(|processor| {
         SdkTracerProvider::builder()
-            .with_resource(resource(service, args))
+            .with_resource(resource(service, instance, args.service_name.as_deref()))
             // Only what is to be kept ever becomes a span.
             .with_sampler(SdkSampler::AlwaysOn)
             .with_span_processor(processor)
@@ -138,24 +142,26 @@ pub fn log(directives: &str, format: LogFormat) -> Result<Telemetry, Error> {
     Ok(Telemetry { provider: None })
 }
 
-/// Who sends the traces. What `OTEL_RESOURCE_ATTRIBUTES` says goes first, except for what has a flag.
-fn resource(service: &'static str, args: &TelemetryArgs) -> Resource {
+/// Who sends traces and metrics. What `OTEL_RESOURCE_ATTRIBUTES` says goes first, except for what has a flag.
+pub(crate) fn resource(service: &str, instance: &str, named_by_flag: Option<&str>) -> Resource {
     let named = Resource::builder().build();
     let is_named = |key: &'static str| named.get(&key.into()).is_some();
     let is_service_named = std::env::var("OTEL_RESOURCE_ATTRIBUTES").is_ok_and(|attributes| {
         attributes.split(',').any(|one| one.trim().starts_with("service.name="))
     });
     let mut attributes = Vec::new();
-    match &args.service_name {
-        Some(name) => attributes.push(KeyValue::new("service.name", name.clone())),
-        None if !is_service_named => attributes.push(KeyValue::new("service.name", service)),
+    match named_by_flag {
+        Some(name) => attributes.push(KeyValue::new("service.name", name.to_owned())),
+        None if !is_service_named => {
+            attributes.push(KeyValue::new("service.name", service.to_owned()));
+        }
         None => {}
     }
     if !is_named("service.version") {
         attributes.push(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
     }
     if !is_named("service.instance.id") {
-        attributes.push(KeyValue::new("service.instance.id", instance::name(service)));
+        attributes.push(KeyValue::new("service.instance.id", instance.to_owned()));
     }
     Resource::builder().with_attributes(attributes).build()
 }

@@ -77,7 +77,7 @@ async fn session(cluster: &Cluster, bytes: usize) -> Result<WebSocketStream<Dupl
     let socket = Socket::new(server, 1 << 20, config.limits.write_timeout).await;
     let identity =
         Identity { user: UserId::new("User1")?, device: DeviceId::default(), expires_at: None };
-    session::begin(shared, socket, identity).await;
+    session::begin(shared, socket, identity).await?;
     let mut client = WebSocketStream::from_raw_socket(stream, Role::Client, None).await;
     client.send(Message::text(json!({"type": "ack", "id": 0}).to_string())).await?;
     let answer = client.next().await.context("no answer")??;

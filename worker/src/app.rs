@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use async_nats::jetstream::{self, context::ContextBuilder};
 use backon::{ConstantBuilder, Retryable};
 use herald_proto::{
-    broker, instance,
+    broker,
     metrics::{Registry, nats, otlp, process},
     subject,
 };
@@ -29,6 +29,8 @@ use crate::{
 
 /// How long a publish waits for its confirmation before it is sent again.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long the last metrics may take to be sent.
+const GOODBYE: Duration = Duration::from_secs(2);
 /// How often setting the broker up is tried, and the pause between.
 const SETUP_TRIES: usize = 20;
 const SETUP_PAUSE: Duration = Duration::from_millis(500);
@@ -78,14 +80,14 @@ pub async fn run(
     .await?;
 
     let (gone, settled) = (CancellationToken::new(), CancellationToken::new());
-    let tasks = TaskTracker::new();
-    let me = instance::name("worker");
+    let (tasks, around) = (TaskTracker::new(), TaskTracker::new());
+    let me = config.name.clone();
     if let Some(settings) = config.otlp.settings("herald-worker", &me) {
-        tasks.spawn(otlp::Exporter::new(registry.clone(), settings)?.run(gone.clone()));
+        around.spawn(otlp::Exporter::new(registry.clone(), settings)?.run(gone.clone()));
     }
     let serve =
         health::serve(health, client.clone(), store.clone(), registry, stop.clone(), gone.clone());
-    tasks.spawn(async move {
+    around.spawn(async move {
         if let Err(error) = serve.await {
             tracing::error!(%error, "the health endpoint failed");
         }
@@ -145,11 +147,14 @@ pub async fn run(
 
     stop.cancelled().await;
     tracing::info!("stopping: finishing what has begun");
-    gone.cancel();
     tasks.close();
     if tokio::time::timeout(config.drain_timeout, tasks.wait()).await.is_err() {
         tracing::warn!("not everything was finished in time; what is left is redelivered");
     }
+    // Metrics tell of all that was finished.
+    gone.cancel();
+    around.close();
+    let _ = tokio::time::timeout(GOODBYE, around.wait()).await;
     // Acknowledgements may still lie in the client's buffer; those that are lost are redelivered.
     broker::flush(&client).await;
     tracing::info!("stopped");

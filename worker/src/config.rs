@@ -4,7 +4,8 @@ use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use herald_proto::{
-    broker::BrokerArgs, metrics::otlp::OtlpArgs, runtime::RuntimeArgs, telemetry::TelemetryArgs,
+    broker::BrokerArgs, instance, metrics::otlp::OtlpArgs, runtime::RuntimeArgs,
+    telemetry::TelemetryArgs,
 };
 
 /// Herald's worker: stores messages, counts what is missed, publishes events.
@@ -133,6 +134,9 @@ pub struct HealthArgs {
 /// All of `run`'s flags.
 #[derive(Debug, Clone, Args)]
 pub struct Config {
+    /// This worker's name among its peers, new with every start.
+    #[arg(skip = instance::name("worker"))]
+    pub name: String,
     /// The broker.
     #[command(flatten)]
     pub broker: BrokerArgs,

@@ -20,7 +20,9 @@ fn main() -> anyhow::Result<()> {
 
 async fn start(mut cli: Cli) -> anyhow::Result<()> {
     let telemetry = match &cli.command {
-        Command::Run(_) => telemetry::init("herald-worker", &cli.telemetry).await?,
+        Command::Run(config) => {
+            telemetry::init("herald-worker", &config.name, &cli.telemetry).await?
+        }
         // Beside a worker that runs: traces, and who may change what is logged, are its own.
         _ => telemetry::log(&cli.telemetry.log, cli.telemetry.log_format)?,
     };

@@ -170,11 +170,14 @@ impl Reader {
         target = OPERATIONS,
         name = "take a partition over",
         skip_all,
-        fields(messaging.destination.partition.id = self.partition, otel.status_code)
+        fields(messaging.destination.partition.id = %self.partition, otel.status_code)
     )]
     async fn take_over(&self, position: &mut Position) -> Result<(), Error> {
-        self.check_stream().await?;
-        self.recover(position).await.inspect_err(|_| {
+        let taken = async {
+            self.check_stream().await?;
+            self.recover(position).await
+        };
+        taken.await.inspect_err(|_| {
             tracing::Span::current().record("otel.status_code", "ERROR");
         })
     }

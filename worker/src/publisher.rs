@@ -82,8 +82,11 @@ impl Publisher {
         let id = format!("{:x}-{}-{:x}", letter.epoch, letter.partition, letter.place);
         headers.insert(async_nats::header::NATS_MESSAGE_ID, id.as_str());
         let message = PublishMessage::build().payload(letter.body).headers(headers);
-        self.jetstream.send_publish(subject::dead_letter(letter.partition), message).await?.await?;
-        self.metrics.dead_letters.inc(cause);
+        let subject = subject::dead_letter(letter.partition);
+        let stored = self.jetstream.send_publish(subject, message).await?.await?;
+        if !stored.duplicate {
+            self.metrics.dead_letters.inc(cause);
+        }
         Ok(())
     }
 }

@@ -11,11 +11,15 @@ use std::{
     collections::HashMap,
     num::NonZeroUsize,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use async_nats::jetstream;
-use herald_proto::{clock::now_ms, frame::Response};
+use herald_proto::{
+    clock::now_ms,
+    frame::Response,
+    telemetry::{Ended, Span},
+};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -79,12 +83,16 @@ pub struct Settler {
     chats: Chats,
     /// The batch whose events are on their way.
     underway: Option<Underway>,
+    /// Parts of the spans of the frames that are being settled.
+    parts_of_spans: Vec<Ended>,
 }
 
 /// Frames that are applied, and whose events are on their way.
 struct Underway {
     /// Kept for their spans.
     frames: Vec<Frame>,
+    /// Told after the frames' own.
+    parts_of_spans: Vec<Ended>,
     partitions: Vec<u16>,
     applied_at: Instant,
     /// What was sent, if there was anything to send.
@@ -107,7 +115,7 @@ impl Settler {
     pub fn new(parts: Parts) -> Self {
         let fences = Fences::new(parts.created, parts.duplicate_window);
         let chats = Chats::new(parts.remembered_chats);
-        Self { parts, fences, chats, underway: None }
+        Self { parts, fences, chats, underway: None, parts_of_spans: Vec::new() }
     }
 
     /// Settles until all readers are gone.
@@ -208,7 +216,10 @@ impl Settler {
                     todo.push(second);
                     todo.push(frames);
                 }
-                Err(error) => self.put_aside(frames, &error).await?,
+                Err(error) => {
+                    self.put_aside(frames, &error).await?;
+                    self.parts_of_spans.clear();
+                }
             }
         }
         Ok(())
@@ -223,7 +234,10 @@ impl Settler {
             let applied = self.apply(frames, has_repeats).await;
             self.count(&applied, frames.len(), tried_at);
             match applied {
-                Ok(()) => return Ok(Instant::now()),
+                Ok(()) => {
+                    self.parts_of_spans.extend(span.end());
+                    return Ok(Instant::now());
+                }
                 Err(Error::Store(store::Error::Taken)) if !has_repeats => has_repeats = true,
                 Err(error) if error.is_transient() => {
                     // Whatever happened, the database knows best how far each partition is.
@@ -266,7 +280,9 @@ impl Settler {
         let partitions = partitions(&frames);
         let sent = self.send(&partitions, applied_at).await;
         let waiters = Vec::new();
-        self.underway = Some(Underway { frames, partitions, applied_at, sent, waiters });
+        let parts_of_spans = std::mem::take(&mut self.parts_of_spans);
+        self.underway =
+            Some(Underway { frames, parts_of_spans, partitions, applied_at, sent, waiters });
         Ok(())
     }
 
@@ -292,7 +308,8 @@ impl Settler {
     /// Waits until the events underway are published, trying until they are.
     async fn finish(&mut self) -> Result<(), Error> {
         let Some(underway) = self.underway.take() else { return Ok(()) };
-        let Underway { frames, partitions, applied_at, mut sent, waiters } = underway;
+        let Underway { frames, parts_of_spans, partitions, applied_at, mut sent, waiters } =
+            underway;
         let mut pause = FIRST_PAUSE;
         loop {
             let published = match sent {
@@ -313,6 +330,8 @@ impl Settler {
             herald.publish_ms = applied_at.elapsed().as_secs_f64() * 1e3,
             "settled"
         );
+        drop(frames);
+        drop(parts_of_spans);
         tell(waiters);
         Ok(())
     }
@@ -326,9 +345,17 @@ impl Settler {
         let remembered = self.remembered(frames);
         failpoint::step("after-begin");
         let store = &self.parts.store;
-        let mut set =
-            WorkingSet::load(store, frames, remembered, has_replays || has_repeats, now_ms())
-                .await?;
+        let began_at = SystemTime::now();
+        let is_repeat = has_replays || has_repeats;
+        let loaded = WorkingSet::load(store, frames, remembered, is_repeat, now_ms()).await;
+        if loaded.as_ref().map_or(true, WorkingSet::has_looked_up) {
+            let mut look_ups = spans::look_ups(frames, store, began_at);
+            if let Err(error) = &loaded {
+                look_ups.iter_mut().for_each(|span| span.fail(error.kind()));
+            }
+            self.parts_of_spans.extend(look_ups.into_iter().filter_map(Span::end));
+        }
+        let mut set = loaded?;
         let mut answers = Vec::with_capacity(frames.len());
         for frame in frames.iter_mut() {
             if failpoint::is_poisoned(&frame.command) {
@@ -358,7 +385,7 @@ impl Settler {
         if let Err(error) = &committed {
             transactions.iter_mut().for_each(|span| span.fail(error.kind()));
         }
-        drop(transactions);
+        self.parts_of_spans.extend(transactions.into_iter().filter_map(Span::end));
         committed?;
         failpoint::step("after-commit");
         for (frame, answered) in frames.iter().zip(&answers) {

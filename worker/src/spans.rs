@@ -4,6 +4,7 @@
 //! publish FRAMES (the gateway's)
 //! └─ process FRAMES (CONSUMER: one a frame, until its event is published)
 //!    ├─ apply FRAMES (CONSUMER: one a batch, in the trace of its first frame; links to all its traced frames)
+//!    ├─ SELECT … (CLIENT: what is not remembered of the batch's chats, once in the trace of each frame)
 //!    ├─ UPDATE … INSERT … (CLIENT: the transaction, once in the trace of each frame that waits for it)
 //!    └─ publish EVENTS (PRODUCER: until JetStream has the event)
 //! ```
@@ -12,9 +13,12 @@
 //! other. A worker that is killed takes its spans along. So what outlives it, the outbox and the frames, names the
 //! gateway's span as the parent: what the next worker does is a part of the same trace, and hangs in no gap.
 
+use std::time::SystemTime;
+
 use herald_proto::{
     ErrorCode,
     frame::Answer,
+    metrics::{AnswerCode, Label},
     subject,
     telemetry::{self, Span, Traceparent},
     wire::Command,
@@ -58,31 +62,36 @@ fn frames(
     operation: &'static str,
     parent: Option<Traceparent>,
 ) -> telemetry::Beginning {
-    Span::consumer(name)
-        .parent(parent)
-        .with("messaging.system", "nats")
-        .with("messaging.operation.name", operation)
-        .with("messaging.operation.type", "process")
-        .with("messaging.destination.name", subject::FRAMES)
+    Span::consumer(name).parent(parent).messaging(operation, "process", subject::FRAMES)
 }
 
 /// The transaction, in the trace of each traced frame of the batch.
 pub fn transactions(batch: &[Frame], store: &Store) -> Vec<Span> {
     const SUMMARY: &str = "UPDATE partitions INSERT messages UPDATE chats";
+    queries(SUMMARY, batch, store, SystemTime::now())
+}
+
+/// What was looked up for a batch since then, in the trace of each of its traced frames.
+pub fn look_ups(batch: &[Frame], store: &Store, since: SystemTime) -> Vec<Span> {
+    queries("SELECT chats messages", batch, store, since)
+}
+
+fn queries(summary: &'static str, batch: &[Frame], store: &Store, since: SystemTime) -> Vec<Span> {
     let size = i64::try_from(batch.len()).unwrap_or(i64::MAX);
-    let transaction = |frame: &Frame| {
+    let query = |frame: &Frame| {
         let parent = frame.span.traceparent()?;
-        let mut span = Span::client(SUMMARY)
+        let mut span = Span::client(summary)
             .parent(Some(parent))
+            .since(since)
             .with("db.system.name", store.system())
-            .with("db.query.summary", SUMMARY)
-            .start();
-        if size > 1 {
-            span.set("db.operation.batch.size", size);
+            .with("db.query.summary", summary)
+            .with("herald.batch.frames", size);
+        if let Some(server) = store.server() {
+            span = span.at(&server.host, server.port).with("db.namespace", server.database.clone());
         }
-        Some(span)
+        Some(span.start())
     };
-    batch.iter().filter_map(transaction).collect()
+    batch.iter().filter_map(query).collect()
 }
 
 /// An event's way into its log; none if it is not traced.
@@ -90,10 +99,7 @@ pub fn publish(event: &Outgoing, stream: u16) -> Span {
     let Some(parent) = event.cause.or(event.traceparent) else { return Span::none() };
     let mut span = Span::producer("publish EVENTS")
         .parent(Some(parent))
-        .with("messaging.system", "nats")
-        .with("messaging.operation.name", "publish")
-        .with("messaging.operation.type", "send")
-        .with("messaging.destination.name", EVENTS)
+        .messaging("publish", "send", EVENTS)
         .with("messaging.destination.partition.id", stream.to_string())
         .with("messaging.message.id", event.id.clone())
         .start();
@@ -109,7 +115,7 @@ pub fn answered(frame: &mut Frame, answer: &Answer) {
     match error.code {
         ErrorCode::Unavailable => fail(frame, "unavailable"),
         // The client's own error, and no failure of this service.
-        code => frame.span.set("error.type", format!("{code:?}")),
+        code => frame.span.set("error.type", AnswerCode::from(code).text()),
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 use sea_orm::{
     ConnectOptions, ConnectionTrait, DatabaseConnection, DbBackend, DbErr, FromQueryResult,
     Statement,
-    sqlx::{Postgres, pool::PoolConnection},
+    sqlx::{Postgres, pool::PoolConnection, postgres::PgConnectOptions},
 };
 use sea_orm_migration::MigratorTrait;
 use serde::Serialize;
@@ -41,6 +41,18 @@ pub struct Store {
     writer: Arc<Mutex<Option<PoolConnection<Postgres>>>>,
     options: Arc<ConnectOptions>,
     sql: Arc<Sql>,
+    server: Option<Arc<Server>>,
+}
+
+/// Where a database is that is not a file.
+#[derive(Debug, PartialEq)]
+pub struct Server {
+    /// Its host.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// The database there.
+    pub database: String,
 }
 
 /// How long the database may take for anything. A connection that was cut without a word never answers.
@@ -61,6 +73,7 @@ impl Store {
             writer: Arc::default(),
             options: Arc::new(options),
             sql,
+            server: server(url).map(Arc::new),
         })
     }
 
@@ -75,6 +88,11 @@ impl Store {
             DbBackend::Postgres => "postgresql",
             _ => "sqlite",
         }
+    }
+
+    /// Where it is; `None` for SQLite.
+    pub fn server(&self) -> Option<&Server> {
+        self.server.as_deref()
     }
 
     /// Does something with the database, but does not wait for ever: what hangs is left behind with its pool.
@@ -225,6 +243,13 @@ impl Store {
         let found = self.within_deadline(async { Ok(db.query_all_raw(statement).await?) }).await?;
         Ok(found.iter().map(|row| R::from_query_result(row, "")).collect::<Result<_, _>>()?)
     }
+}
+
+fn server(url: &str) -> Option<Server> {
+    let options: PgConnectOptions =
+        url.starts_with("postgres").then(|| url.parse().ok()).flatten()?;
+    let database = options.get_database().unwrap_or(options.get_username()).to_owned();
+    Some(Server { host: options.get_host().to_owned(), port: options.get_port(), database })
 }
 
 fn options(url: &str, connections: u32) -> ConnectOptions {

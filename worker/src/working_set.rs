@@ -31,6 +31,7 @@ pub struct WorkingSet {
     known: HashMap<Key, Known>,
     events: Vec<(u16, Outgoing)>,
     told: Vec<RequestKind>,
+    has_looked_up: bool,
 }
 
 /// What a batch has come to.
@@ -61,7 +62,14 @@ impl WorkingSet {
         now: i64,
     ) -> Result<Self, Error> {
         let chats = remembered.into_iter().map(|(chat, known)| (chat, Entry::new(known))).collect();
-        let mut set = Self { now, chats, known: HashMap::new(), events: vec![], told: vec![] };
+        let mut set = Self {
+            now,
+            chats,
+            known: HashMap::new(),
+            events: vec![],
+            told: vec![],
+            has_looked_up: is_repeat,
+        };
         if is_repeat {
             set.load_known(store, frames).await?;
         }
@@ -69,6 +77,11 @@ impl WorkingSet {
         set.load_points(store, frames).await?;
         set.load_spans(store, frames).await?;
         Ok(set)
+    }
+
+    /// Whether the database was asked for something.
+    pub fn has_looked_up(&self) -> bool {
+        self.has_looked_up
     }
 
     async fn load_known(&mut self, store: &Store, frames: &[Frame]) -> Result<(), Error> {
@@ -111,6 +124,7 @@ impl WorkingSet {
     }
 
     async fn add_chats(&mut self, store: &Store, chats: &[Chat]) -> Result<(), Error> {
+        self.has_looked_up |= !chats.is_empty();
         for found in store.chats(chats).await? {
             let known = Remembered { row: found.id, ledger: found.ledger, recent: Vec::new() };
             self.chats.insert(found.chat, Entry::new(known));
@@ -145,6 +159,7 @@ impl WorkingSet {
         if wanted.is_empty() {
             return Ok(());
         }
+        self.has_looked_up = true;
         let mut by_row: HashMap<i64, Vec<Recent>> = HashMap::new();
         for point in store.points(&wanted).await? {
             by_row.entry(point.chat_id).or_default().push(point.try_into()?);

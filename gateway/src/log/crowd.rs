@@ -321,6 +321,7 @@ impl Reader {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::Origin;
 
     fn reader(after: u64, limit: usize) -> (Reader, oneshot::Receiver<Found>) {
         let (answer, answered) = oneshot::channel();
@@ -333,6 +334,7 @@ mod tests {
             subject: "events.0.a".into(),
             sequence,
             traceparent: None,
+            origin: Origin::default(),
             is_removed: false,
             pending: 0,
             payload: vec![0; size].into(),

@@ -116,12 +116,14 @@ fn size(event: &Stored) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::Origin;
 
     fn event(subject: &str, sequence: u64, size: usize) -> Stored {
         Stored {
             subject: subject.into(),
             sequence,
             traceparent: None,
+            origin: Origin::default(),
             is_removed: false,
             pending: 0,
             payload: vec![0; size].into(),

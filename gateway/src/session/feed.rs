@@ -133,10 +133,9 @@ impl Feed {
             self.last_event = EventId::NONE;
         }
         let is_empty = fetched.events.is_empty();
-        for (id, body) in fetched.events {
+        for (id, body, origin) in fetched.events {
             if id > self.tail {
-                // How long it took would tell how long the device was away.
-                self.deliver(id, &body, Origin::default(), now, out);
+                self.deliver(id, &body, origin, now, out);
             }
         }
         self.behind = fetched.more || self.seen > self.tail;

@@ -8,6 +8,8 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 pub enum Output {
     /// Send this frame to the client.
     Send(Utf8Bytes),
+    /// Send this response to an open request, which ends with it.
+    Answer(RequestId, Utf8Bytes),
     /// Send a WebSocket ping.
     Ping,
     /// Publish a request.

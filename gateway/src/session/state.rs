@@ -241,7 +241,7 @@ impl State {
             let left = open.deadline.saturating_duration_since(now);
             let after = self.limits.request_timeout.saturating_sub(left);
             self.metrics.answered(open.kind, after, open.trace);
-            out.push(Output::Send(frame));
+            out.push(Output::Answer(open.id, frame));
             self.close_if_drained(out);
         }
     }
@@ -252,7 +252,7 @@ impl State {
         if let Some(open) = index.and_then(|index| self.open.remove(index)) {
             self.metrics.requests.inc(open.kind, RequestOutcome::NotPublished);
             let error = Error::unavailable("the service can't take the request now", RETRY_AFTER);
-            answer(Some(text_of(id)), clock, Answer::Failed(error), out);
+            fail(open.id, clock, error, out);
             self.close_if_drained(out);
         }
     }
@@ -299,6 +299,8 @@ impl State {
     /// The log was read.
     pub fn fetched(&mut self, fetched: Fetched, clock: i64, now: Instant, out: &mut Vec<Output>) {
         let is_resync = fetched.resync.is_some();
+        // What came in while the session was open, and was not heard live.
+        fetched.events.iter().for_each(|(_, _, origin)| self.metrics.delivered(origin));
         let before = out.len();
         self.feed.fetched(fetched, clock, now, out);
         let sent = sends(out, before).saturating_sub(usize::from(is_resync));
@@ -347,7 +349,7 @@ impl State {
         {
             self.metrics.requests.inc(kind, RequestOutcome::TimedOut);
             let error = Error::unavailable("the request was not answered in time", RETRY_AFTER);
-            answer(Some(text_of(&id)), clock, Answer::Failed(error), out);
+            fail(id, clock, error, out);
         }
         if self.close_if_drained(out) {
             return;
@@ -394,11 +396,22 @@ impl State {
     }
 }
 
+/// Answers what is no open request.
 fn answer(id: Option<String>, clock: i64, answer: Answer, out: &mut Vec<Output>) {
-    match to_text(&Response { id, timestamp: clock, answer }) {
-        Ok(text) => out.push(Output::Send(text.into())),
-        Err(error) => tracing::error!(%error, "a response can't be written"),
-    }
+    out.extend(response(id, clock, answer).map(Output::Send));
+}
+
+/// Ends an open request with an error.
+fn fail(id: RequestId, clock: i64, error: Error, out: &mut Vec<Output>) {
+    let response = response(Some(text_of(&id)), clock, Answer::Failed(error));
+    out.extend(response.map(|frame| Output::Answer(id, frame)));
+}
+
+fn response(id: Option<String>, clock: i64, answer: Answer) -> Option<Utf8Bytes> {
+    let text = to_text(&Response { id, timestamp: clock, answer });
+    text.map(Utf8Bytes::from)
+        .inspect_err(|error| tracing::error!(%error, "a response can't be written"))
+        .ok()
 }
 
 /// How many frames were sent since there were `before` outputs.

@@ -46,8 +46,6 @@ const MAX_EVENTS: usize = 256;
 #[derive(Deserialize)]
 struct Response<'a> {
     #[serde(borrow)]
-    id: Option<Cow<'a, str>>,
-    #[serde(borrow)]
     error: Option<Failure<'a>>,
 }
 
@@ -88,10 +86,13 @@ impl Traces {
         let Some(open) = &mut self.0 else { return };
         if let Some(id) = event_id(text) {
             open.deliver(id);
-        } else if !open.requests.is_empty()
-            && let Some(response) = response(text)
-        {
-            open.answer(&response);
+        }
+    }
+
+    /// The response to a request is about to be written.
+    pub fn answering(&mut self, id: &RequestId, text: &str) {
+        if let Some(open) = &mut self.0 {
+            open.answer(id, text);
         }
     }
 
@@ -110,14 +111,11 @@ impl Traces {
 
     /// Keeps errors of requests that are not traced and were answered because their time was up.
     pub fn overdue(&self, out: &[Output]) {
-        let texts = out.iter().filter_map(|output| match output {
-            Output::Send(text) => response(text),
-            _ => None,
-        });
-        for response in texts.filter(|response| response.error.is_some()) {
-            let is_its = |id: &RequestId| response.id.as_deref() == Some(id.as_str());
-            let open = self.0.as_ref().map_or(&[][..], |open| &open.requests);
-            if !open.iter().any(|(id, _)| is_its(id)) {
+        let open = self.0.as_ref().map_or(&[][..], |open| &open.requests);
+        for output in out {
+            if let Output::Answer(id, _) = output
+                && open.iter().all(|(traced, _)| traced != id)
+            {
                 spans::keep_error("timeout");
             }
         }
@@ -147,14 +145,14 @@ impl Open {
         self.ending.push(span);
     }
 
-    fn answer(&mut self, response: &Response<'_>) {
-        let is_its = |id: &RequestId| response.id.as_deref() == Some(id.as_str());
-        let Some(index) = self.requests.iter().position(|(id, _)| is_its(id)) else { return };
+    fn answer(&mut self, id: &RequestId, text: &str) {
+        let Some(index) = self.requests.iter().position(|(traced, _)| traced == id) else { return };
         let (_, mut span) = self.requests.swap_remove(index);
-        match &response.error {
+        let response = serde_json::from_str::<Response<'_>>(text).ok();
+        match response.and_then(|response| response.error) {
             // The service's own failure; every other one is the client's, and a server span stays unset for those.
             Some(failure) if failure.code == "unavailable" => span.fail("unavailable"),
-            Some(failure) => span.set("error.type", failure.code.clone().into_owned()),
+            Some(failure) => span.set("error.type", failure.code.into_owned()),
             None => {}
         }
         self.ending.push(span);
@@ -166,11 +164,6 @@ fn event_id(text: &str) -> Option<EventId> {
     let digits = text.strip_prefix("{\"id\":")?;
     let end = digits.find(|c: char| !c.is_ascii_digit())?;
     digits.get(..end)?.parse().ok().map(EventId)
-}
-
-/// A response's frame, as [`herald_proto::frame::Response`] is written.
-fn response(text: &str) -> Option<Response<'_>> {
-    text.starts_with("{\"type\":\"response\"").then(|| serde_json::from_str(text).ok())?
 }
 
 #[cfg(test)]
@@ -190,10 +183,23 @@ mod tests {
         let text = to_text(&frame::Response { id: Some("a\"b".into()), timestamp: 1, answer });
         let text = text.unwrap();
         assert_eq!(event_id(&text), None);
-        let response = response(&text).unwrap();
-        assert_eq!(response.id.as_deref(), Some("a\"b"));
+        let response: Response<'_> = serde_json::from_str(&text).unwrap();
         assert_eq!(response.error.unwrap().code, "unavailable");
-        assert!(super::response(&event).is_none());
+    }
+
+    #[test]
+    fn only_its_own_answer_ends_a_request() {
+        let (id, span) = (RequestId::new("7").unwrap(), Span::none());
+        let mut open = Open { requests: vec![(id.clone(), span)], ..Open::default() };
+        open.answer(&RequestId::new("8").unwrap(), "{}");
+        assert_eq!(open.requests.len(), 1);
+        let mut traces = Traces(Some(Box::new(open)));
+        // The answer to the ack of event 7.
+        traces.sending(r#"{"type":"response","timestamp":1,"id":"7"}"#);
+        assert_eq!(traces.0.as_ref().unwrap().requests.len(), 1);
+        traces.answering(&id, r#"{"type":"response","timestamp":1,"id":"7","payload":{}}"#);
+        traces.written(true);
+        assert!(traces.0.is_none());
     }
 
     #[test]

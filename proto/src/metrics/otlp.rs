@@ -17,7 +17,10 @@ use opentelemetry_proto::tonic::{
 use prost::Message as _;
 use tokio::time::{MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+use tonic::{
+    metadata::{Ascii, MetadataKey},
+    transport::{Channel, ClientTlsConfig, Endpoint},
+};
 
 use super::{Family, Kind, Point, Reading, Registry, Sample};
 use crate::clock::now_ms;
@@ -35,6 +38,8 @@ pub struct Settings {
     pub protocol: Protocol,
     /// How often.
     pub every: Duration,
+    /// What is sent along: names in lower case, and values.
+    pub headers: Vec<(String, String)>,
     /// What the metrics are about, besides the program's own attributes: `service.name` and the like.
     pub attributes: Vec<(String, String)>,
 }
@@ -144,13 +149,24 @@ impl Exporter {
     }
 
     async fn send(&mut self, request: ExportMetricsServiceRequest) -> Result<(), Error> {
+        let headers = &self.settings.headers;
         match &mut self.client {
             Client::Grpc(client) => {
+                let mut request = tonic::Request::new(request);
+                for (name, value) in headers {
+                    let name = MetadataKey::<Ascii>::from_bytes(name.as_bytes());
+                    let value = value.parse();
+                    if let (Ok(name), Ok(value)) = (name, value) {
+                        request.metadata_mut().insert(name, value);
+                    }
+                }
                 client.export(request).await?;
             }
             Client::Http(client) => {
                 let post = client.post(&self.settings.endpoint);
                 let post = post.header("content-type", "application/x-protobuf");
+                let post =
+                    headers.iter().fold(post, |post, (name, value)| post.header(name, value));
                 post.body(request.encode_to_vec()).send().await?.error_for_status()?;
             }
         }

@@ -72,9 +72,9 @@ pub(super) fn init(
             logs.map_event_format(|inner| WithIds { inner, format }).boxed()
         }
     };
-    // At TRACE the NATS client and the WebSocket library tell what passes through them, which is what users write.
+    // Below INFO the NATS client and the WebSocket library tell what passes through them, which is what users write.
     let discreet =
-        filter_fn(|meta| meta.target().starts_with("herald") || *meta.level() != Level::TRACE);
+        filter_fn(|meta| meta.target().starts_with("herald") || *meta.level() <= Level::INFO);
     // What is logged as a warning within an operation is an event of its span.
     let operations = tracer.map(|tracer| {
         let kept = filter_fn(|meta| {

@@ -1,6 +1,6 @@
 //! A span of something that is traced, or nothing: eight bytes, and free while it is nothing.
 
-use std::{borrow::Cow, fmt, time::SystemTime};
+use std::{borrow::Cow, fmt, sync::OnceLock, time::SystemTime};
 
 use opentelemetry::{
     Context, ContextGuard, Key, KeyValue, Value,
@@ -8,6 +8,15 @@ use opentelemetry::{
 };
 
 use super::{TRACER, Traceparent};
+
+/// Where spans say that the broker is: the first server that this process was told of.
+static BROKER: OnceLock<(String, u16)> = OnceLock::new();
+
+/// Notes where the broker is.
+pub(crate) fn broker_is_at(host: &str, port: u16) {
+    // Whoever said so first: a program has one broker.
+    let _ = BROKER.set((host.to_owned(), port));
+}
 
 /// Lasts from its start until it is dropped. What is set on a span that is none is forgotten.
 #[derive(Default)]
@@ -79,10 +88,31 @@ impl Span {
         }
     }
 
+    /// Ends it, and tells of it later; `None` if there is none.
+    pub fn end(self) -> Option<Ended> {
+        self.is_some().then(|| Ended { span: self, at: SystemTime::now() })
+    }
+
     /// While the guard lives, log lines of this thread carry the span's ids. Not to be held across an await.
     pub fn enter(&self) -> Option<ContextGuard> {
         let context = self.0.as_ref()?.span_context().clone();
         Some(Context::new().with_remote_span_context(context).attach())
+    }
+}
+
+/// A span that has ended. It is told when this is dropped, which is for spans that are told after the one they are a part
+/// of: what is told of a process that is killed then hangs in no gap.
+#[derive(Debug)]
+pub struct Ended {
+    span: Span,
+    at: SystemTime,
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        if let Some(span) = &mut self.span.0 {
+            span.end_with_timestamp(self.at);
+        }
     }
 }
 
@@ -113,6 +143,31 @@ impl Beginning {
         let attribute = KeyValue::new(key, value);
         self.builder.attributes.get_or_insert_default().push(attribute);
         self
+    }
+
+    /// It is about messages of the broker's.
+    #[must_use]
+    pub fn messaging(
+        self,
+        operation: &'static str,
+        kind: &'static str,
+        destination: &'static str,
+    ) -> Self {
+        let span = self
+            .with("messaging.system", "nats")
+            .with("messaging.operation.name", operation)
+            .with("messaging.operation.type", kind)
+            .with("messaging.destination.name", destination);
+        match BROKER.get() {
+            Some((host, port)) => span.at(host, *port),
+            None => span,
+        }
+    }
+
+    /// Where the other side is.
+    #[must_use]
+    pub fn at(self, host: &str, port: u16) -> Self {
+        self.with("server.address", host.to_owned()).with("server.port", i64::from(port))
     }
 
     /// A link to another span.

@@ -7,7 +7,7 @@ use herald_proto::subject;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::Partitions;
+use super::{Partitions, UNKNOWN};
 
 /// Far more often than anyone scrapes, and still nothing to the broker.
 const EVERY: Duration = Duration::from_secs(2);
@@ -28,6 +28,7 @@ pub async fn watch(partitions: Partitions, frames: Stream<()>, stop: Cancellatio
                     partitions.set_lag(partition, i64::try_from(waiting).unwrap_or(i64::MAX));
                 }
                 Err(error) => {
+                    partitions.set_lag(partition, UNKNOWN);
                     tracing::debug!(%error, messaging.destination.partition.id = partition, "a partition's lag can't be told");
                 }
             }

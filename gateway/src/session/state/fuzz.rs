@@ -89,8 +89,10 @@ impl Seen {
                     self.stored = cursor.0;
                 }
                 Output::Close(..) => self.closed = true,
-                Output::Send(frame) if frame == REPLY => self.finished += 1,
-                Output::Send(frame) => self.frame(&serde_json::from_str(&frame).unwrap())?,
+                Output::Answer(_, frame) if frame == REPLY => self.finished += 1,
+                Output::Send(frame) | Output::Answer(_, frame) => {
+                    self.frame(&serde_json::from_str(&frame).unwrap())?
+                }
                 Output::Ping | Output::Typing(_) | Output::Offline => {}
             }
         }
@@ -193,7 +195,7 @@ fn apply(
         Input::Tail(id) => state.tail(EventId(*id), &mut out),
         Input::Fetched { ids, more, resync } => {
             let Some(limit) = seen.fetching.take() else { return Ok(()) };
-            let body = |id: &u64| (EventId(*id), "{\"a\":1}".into());
+            let body = |id: &u64| (EventId(*id), "{\"a\":1}".into(), Origin::default());
             let events = ids.iter().take(limit).map(body).collect();
             is_resync = resync.is_some();
             if let Some(place) = resync {

@@ -65,7 +65,7 @@ impl Test {
     }
 
     fn fetched(&mut self, ids: &[u64], more: bool) {
-        let event = |id: &u64| (EventId(*id), format!("{{\"n\":{id}}}").into());
+        let event = |id: &u64| (EventId(*id), format!("{{\"n\":{id}}}").into(), Origin::default());
         let fetched = Fetched {
             events: ids.iter().map(event).collect(),
             more,
@@ -92,7 +92,9 @@ impl Test {
     /// The frames sent since the last look.
     fn sent(&mut self) -> Vec<Value> {
         let sent = self.take().into_iter().filter_map(|output| match output {
-            Output::Send(frame) => Some(serde_json::from_str(&frame).unwrap()),
+            Output::Send(frame) | Output::Answer(_, frame) => {
+                Some(serde_json::from_str(&frame).unwrap())
+            }
             _ => None,
         });
         sent.collect()
@@ -223,7 +225,7 @@ fn a_resync_forgets_what_was_unacked_and_goes_on_from_where_the_log_begins() {
     test.live(12, 10);
     test.live(30, 25);
     test.take();
-    let events = vec![(EventId(30), r#"{"n":30}"#.into())];
+    let events = vec![(EventId(30), r#"{"n":30}"#.into(), Origin::default())];
     let fetched = Fetched { events, resync: Some(EventId(29)), ..Fetched::default() };
     test.state.fetched(fetched, CLOCK, test.now, &mut test.out);
     let out = test.take();

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use percent_encoding::percent_decode_str;
 
 use super::{Protocol, Settings};
-use crate::telemetry::{OtlpProtocol, TelemetryArgs};
+use crate::telemetry::{self, OtlpProtocol, TelemetryArgs};
 
 /// Whether metrics are sent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -34,6 +35,10 @@ pub struct OtlpArgs {
     /// How often metrics are sent, in milliseconds.
     #[arg(long, env = "OTEL_METRIC_EXPORT_INTERVAL", default_value_t = 60_000, value_parser = clap::value_parser!(u64).range(10..))]
     pub metric_export_interval: u64,
+    /// What is sent along with traces and metrics, for collectors that ask who sends them: `name=value`, separated by commas,
+    /// values percent-encoded. Best in the variable: flags show in the list of processes.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_HEADERS", hide_env_values = true)]
+    pub otlp_headers: Option<String>,
     /// What holds for traces too.
     #[arg(skip)]
     shared: Shared,
@@ -75,18 +80,25 @@ impl OtlpArgs {
                 format!("{}/v1/metrics", given(&self.shared.endpoint)?.trim_end_matches('/'))
             }
         };
-        let attributes = [
-            ("service.name", self.shared.service_name.as_deref().unwrap_or(program)),
-            ("service.instance.id", instance),
-            ("service.version", env!("CARGO_PKG_VERSION")),
-        ];
+        let resource = telemetry::resource(program, instance, self.shared.service_name.as_deref());
+        let attributes = resource.iter().map(|(name, value)| (name.to_string(), value.to_string()));
         Some(Settings {
             endpoint,
             protocol,
             every: Duration::from_millis(self.metric_export_interval),
-            attributes: attributes.map(|(name, value)| (name.into(), value.into())).into(),
+            headers: self.otlp_headers.as_deref().map(headers).unwrap_or_default(),
+            attributes: attributes.collect(),
         })
     }
+}
+
+/// What a list of headers holds; what is not `name=value` is left out, as the SDK does for traces.
+fn headers(list: &str) -> Vec<(String, String)> {
+    let decoded = |value: &str| percent_decode_str(value.trim()).decode_utf8_lossy().into_owned();
+    list.split(',')
+        .filter_map(|one| one.split_once('='))
+        .map(|(name, value)| (name.trim().to_ascii_lowercase(), decoded(value)))
+        .collect()
 }
 
 #[cfg(test)]
@@ -95,6 +107,13 @@ mod tests {
 
     fn args() -> OtlpArgs {
         OtlpArgs { metric_export_interval: 60_000, ..OtlpArgs::default() }
+    }
+
+    #[test]
+    fn headers_are_read_as_for_traces() {
+        let read = headers("Authorization=Basic%20YTpi, x = 1,nothing");
+        let expected = [("authorization", "Basic YTpi"), ("x", "1")];
+        assert_eq!(read, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
     }
 
     #[test]
