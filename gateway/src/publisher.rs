@@ -167,7 +167,10 @@ async fn publish(line: &Line, partition: u16, bundle: Vec<Job>) -> u16 {
     let outcome = if confirmed.is_ok() { Publishing::Confirmed } else { Publishing::Failed };
     metrics.publishes.inc(outcome);
     if let Err(error) = confirmed {
+        let traced = bundle.iter().find(|job| job.span.is_some());
+        let logs = traced.and_then(|job| job.span.enter());
         tracing::warn!(%error, herald.requests = bundle.len(), "requests were not confirmed by the broker");
+        drop(logs);
         for mut job in bundle {
             match job.span.is_some() {
                 true => job.span.fail("not_confirmed"),

@@ -188,7 +188,7 @@ impl Settler {
             let Parts { store, frames, events, .. } = &mut self.parts;
             match self.fences.learn(partition, store, frames, events).await {
                 Ok(()) => return Ok(()),
-                Err(error) => self.pause(&mut pause, &error).await?,
+                Err(error) => self.pause(&mut pause, &error, &Span::none()).await?,
             }
         }
     }
@@ -244,7 +244,7 @@ impl Settler {
                     for frame in frames.iter() {
                         self.fences.forget(frame.partition);
                     }
-                    self.pause(&mut pause, &error).await?;
+                    self.pause(&mut pause, &error, &span).await?;
                     for partition in partitions(frames) {
                         self.learn_at_last(partition).await?;
                     }
@@ -318,7 +318,8 @@ impl Settler {
                 Err(error) => Err(error),
             };
             let Err(error) = published else { break };
-            self.pause(&mut pause, &error).await?;
+            let traced = frames.iter().map(|frame| &frame.span).find(|span| span.is_some());
+            self.pause(&mut pause, &error, traced.unwrap_or(&Span::none())).await?;
             sent = self.send(&partitions, applied_at).await;
         }
         failpoint::step("after-publish");
@@ -427,12 +428,15 @@ impl Settler {
     }
 
     /// Waits before the next try, longer each time; an error if the worker stops meanwhile.
-    async fn pause(&self, pause: &mut Duration, error: &Error) -> Result<(), Error> {
+    /// What is logged about it belongs to `span`.
+    async fn pause(&self, pause: &mut Duration, error: &Error, span: &Span) -> Result<(), Error> {
+        let logs = span.enter();
         if matches!(error, Error::Store(store::Error::Fenced)) {
             tracing::warn!("another worker has moved a partition of this batch; looking again");
         } else {
             tracing::warn!(%error, herald.pause_ms = pause.as_millis(), "can't settle, trying again");
         }
+        drop(logs);
         let jittered = pause.mul_f64(0.5 + fastrand::f64() / 2.0);
         *pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
         tokio::select! {

@@ -42,7 +42,7 @@ impl Settler {
             let mut pause = FIRST_PAUSE;
             while let Err(error) = self.put_one_aside(frame, reason).await {
                 self.fences.forget(frame.partition);
-                self.pause(&mut pause, &error).await?;
+                self.pause(&mut pause, &error, &frame.span).await?;
                 self.learn_at_last(frame.partition).await?;
             }
         }
