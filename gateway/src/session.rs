@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::future::OptionFuture;
+use futures::{FutureExt, future::OptionFuture};
 use herald_proto::{
     Chat, CloseCode, DeviceId, EventId, RequestId, UserId,
     clock::now_ms,
@@ -122,6 +122,8 @@ struct Session<S> {
     is_present: bool,
 }
 
+/// The most messages of a client that are taken before they are answered.
+const AT_A_TIME: usize = 16;
 /// How long a closing session waits for its cursor to be stored.
 const CURSOR_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -236,6 +238,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             pin!(self.shared.cut.clone().cancelled_owned()),
         );
         let mut is_draining = false;
+        let mut ending = None;
         let mut alarm = pin!(tokio::time::sleep_until(self.state.next_tick().into()));
         self.state.start(&mut out);
         loop {
@@ -254,6 +257,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                     Step::Close(code, reason) => return Some((code, reason)),
                 }
             }
+            if let Some(closing) = ending {
+                return closing;
+            }
             self.waiting.set(self.state.open_requests());
             self.unacked.set(self.state.unacked());
             let (next_tick, listens_at) = (self.state.next_tick(), self.state.listens_at());
@@ -264,10 +270,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 alarm.as_mut().reset(wake_at);
             }
             tokio::select! {
-                message = self.socket.next(), if listens => match message {
-                    Ok(message) => self.message(message, &mut out)?,
-                    Err(closing) => return closing,
-                },
+                first = self.socket.next(), if listens => ending = self.messages(first, &mut out),
                 () = inbox.arrived() => {
                     if let Some(close) = self.deliveries(&inbox, &mut out) {
                         return Some(close);
@@ -301,6 +304,30 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 () = &mut cut => return Some((CloseCode::ServiceRestart, String::new())),
             }
         }
+    }
+
+    /// Takes a client's message and those that have come with it: one write answers all. Returns how the session has to be
+    /// closed, once what they ask for is done, if that was the last.
+    fn messages(
+        &mut self,
+        first: Result<Message, Closing>,
+        out: &mut Vec<Output>,
+    ) -> Option<Closing> {
+        let mut next = first;
+        for count in 1.. {
+            let message = match next {
+                Ok(message) => message,
+                Err(closing) => return Some(closing),
+            };
+            if self.message(message, out).is_none() {
+                return Some(None);
+            }
+            if count == AT_A_TIME || self.state.listens_at() > now() {
+                break;
+            }
+            next = self.socket.next().now_or_never()?;
+        }
+        None
     }
 
     /// Takes a client's message; `None` if it was its last.

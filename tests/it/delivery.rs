@@ -1,6 +1,6 @@
 //! What a device has not acked is sent again, same id, in order, wherever it connects; what it has acked is not.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use herald_tests::{Backend, Client, Cluster, Options};
 use serde_json::{Value, json};
 
@@ -211,4 +211,26 @@ async fn a_log_that_no_longer_reaches_back_says_resync_once() -> Result<()> {
     send(&mut user1, "User2", "after").await?;
     assert_eq!(key(&user2.next_event().await?), "after", "no second resync, nothing again");
     user2.nothing_more().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_client_asks_for_just_before_it_goes_is_done() -> Result<()> {
+    const CLIENTS: usize = 40;
+    let cluster = Cluster::start(Backend::Sqlite, Options::default()).await?;
+    let mut peer = cluster.connect("peer").await?;
+    for n in 0..CLIENTS {
+        let mut client = cluster.connect(&format!("user{n}")).await?;
+        // An ack before it, so that they are taken together.
+        client.send(&json!({"type": "ack", "id": 0})).await?;
+        let payload = json!({"chatId": "peer", "clientMessageId": "k", "message": "and bye"});
+        client
+            .send(&json!({"type": "request", "id": "r", "timestamp": 1, "payloadType": "new", "payload": payload}))
+            .await?;
+        client.close().await?;
+    }
+    for _ in 0..CLIENTS {
+        let event = peer.event("new").await?;
+        peer.ack(event["id"].as_u64().context("no id")?).await?;
+    }
+    peer.nothing_more().await
 }

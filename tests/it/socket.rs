@@ -123,3 +123,21 @@ async fn a_client_that_does_not_read_is_cut_off_after_the_write_timeout() -> Res
     assert!((10..=12).contains(&begin.elapsed().as_secs()), "{:?}", begin.elapsed());
     Ok(())
 }
+
+#[tokio::test]
+async fn of_many_frames_that_come_at_once_each_is_answered_in_order() -> Result<()> {
+    const FRAMES: u64 = 100;
+    let cluster = Cluster::start(Backend::Sqlite, Options::default()).await?;
+    let mut client = session(&cluster, 64 * 1024).await?;
+    for id in 1..=FRAMES {
+        client.feed(Message::text(json!({"type": "ack", "id": id}).to_string())).await?;
+    }
+    client.flush().await?;
+    for id in 1..=FRAMES {
+        let answer = tokio::time::timeout(Duration::from_secs(10), client.next()).await;
+        let answer = answer.with_context(|| format!("{id} is not answered"))?;
+        let answer: Value = serde_json::from_str(answer.context("it is gone")??.to_text()?)?;
+        assert_eq!(answer["id"], id.to_string());
+    }
+    Ok(())
+}

@@ -136,7 +136,7 @@ pub async fn run(
         stop: stop.clone(),
     });
     tasks.spawn(async move {
-        settler.run(receiver).await;
+        Box::pin(settler.run(receiver)).await;
         settled.cancel();
     });
     tracing::info!(
