@@ -120,6 +120,7 @@ pub async fn run(
         contacts: contacts.clone(),
         leases: leases.clone(),
         metrics: metrics.clone(),
+        marks: Announcer::marks(),
         telling: Arc::new(Semaphore::new(TELLING)),
     };
     tasks.spawn({

@@ -37,19 +37,27 @@ struct Users {
 #[derive(Default)]
 struct Local {
     sessions: usize,
-    /// The revision of the user's key, while it is announced as online.
-    announced: Option<u64>,
+    /// The user's key, while it is announced as online.
+    announced: Option<Announced>,
     /// Whether someone may have withdrawn it since.
     doubtful: bool,
     /// When the user counts as offline.
     leaves_at: Option<Instant>,
 }
 
+/// A user's key, as this gateway has written it.
+#[derive(Clone, Copy)]
+struct Announced {
+    revision: u64,
+    /// Whether the user had no other key then that stood.
+    is_alone: bool,
+}
+
 /// What has to be done about a user.
 enum Due {
     Announce,
     Confirm(u64),
-    Withdraw(u64),
+    Withdraw(Announced),
     Forget,
     Nothing,
 }
@@ -108,10 +116,10 @@ impl Presence {
         let Some(local) = users.local.get_mut(user) else { return Due::Nothing };
         match (local.sessions, local.announced) {
             (1.., None) => Due::Announce,
-            (1.., Some(revision)) if local.doubtful => Due::Confirm(revision),
+            (1.., Some(own)) if local.doubtful => Due::Confirm(own.revision),
             (0, None) => Due::Forget,
-            (0, Some(revision)) if local.leaves_at.is_some_and(|at| at <= Instant::now()) => {
-                Due::Withdraw(revision)
+            (0, Some(own)) if local.leaves_at.is_some_and(|at| at <= Instant::now()) => {
+                Due::Withdraw(own)
             }
             _ => Due::Nothing,
         }
@@ -137,11 +145,11 @@ impl Presence {
         ready
     }
 
-    fn announced(&self, user: &UserId, revision: Option<u64>) {
+    fn announced(&self, user: &UserId, announced: Option<Announced>) {
         let mut users = self.users();
         if let Some(local) = users.local.get_mut(user) {
-            (local.announced, local.doubtful) = (revision, false);
-            if (local.sessions > 0) != revision.is_some() {
+            (local.announced, local.doubtful) = (announced, false);
+            if (local.sessions > 0) != announced.is_some() {
                 users.changed.insert(user.clone());
             }
         }

@@ -196,6 +196,10 @@ pub(crate) async fn coming_and_going(cluster: &Cluster, user: &str, contact: &st
         stable(event),
         json!({"type": "event", "timestamp": "now", "eventType": "offline", "payload": {"userId": user}})
     );
+    drop(user1);
+    // The mark of its removal does not hide that it comes again.
+    let _user1 = cluster.connect(user).await?;
+    assert_eq!(user2.event("online").await?["payload"]["userId"], user);
     Ok(())
 }
 

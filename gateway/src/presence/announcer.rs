@@ -21,7 +21,7 @@ use serde_json::value::to_raw_value;
 use tokio::{sync::Semaphore, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::{Due, Presence};
+use super::{Announced, Due, Presence};
 use crate::{
     contacts::Contacts,
     error::Error,
@@ -50,9 +50,14 @@ pub struct Announcer {
     pub leases: Leases,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// The revisions of the marks that this gateway has left, while they stay.
+    pub marks: Marks,
     /// Bounds how many contacts are looked up at the same time.
     pub telling: Arc<Semaphore>,
 }
+
+/// Revisions by user.
+pub type Marks = moka::sync::Cache<UserId, u64>;
 
 /// Users looked after at the same time.
 const AT_ONCE: usize = 32;
@@ -65,6 +70,9 @@ const PAUSE: Duration = Duration::from_millis(100);
 const AGAIN: usize = 6;
 /// How often a user's key is tried to be written while others change.
 const TRIES: u32 = 8;
+const WRITE: &str = "write a user's key";
+/// The most marks that are remembered.
+const MARKS: u64 = 100_000;
 /// The header that says the last message of which subjects must be the expected one.
 const LAST_OF: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
 /// How long the mark of a removed key stays, for gateways to compare revisions.
@@ -77,6 +85,11 @@ impl Announcer {
     /// If it is missing.
     pub async fn bucket(jetstream: &Context) -> Result<kv::Store, Error> {
         jetstream.get_key_value(subject::SESSIONS).await.map_err(Error::broker("open SESSIONS"))
+    }
+
+    /// No marks yet.
+    pub fn marks() -> Marks {
+        Marks::builder().max_capacity(MARKS).time_to_live(MARK_TTL).build()
     }
 
     /// Announces until told to stop. Then nobody goes offline any more: a draining gateway's users are about to come back
@@ -137,27 +150,39 @@ impl Announcer {
         let key = subject::session_key(user, &self.gateway);
         match self.presence.due(user) {
             Due::Announce => {
-                let (revision, is_first) = self.announce_at(user, &key).await?;
-                self.presence.announced(user, Some(revision));
-                if is_first {
+                let own = self.announce_at(user, &key).await?;
+                self.presence.announced(user, Some(own));
+                if own.is_alone {
                     self.tell(user, EventBody::Online(payload::Presence { user_id: user.clone() }));
                 }
             }
             Due::Confirm(revision) => {
                 match self.sessions.update(&key, bytes::Bytes::new(), revision).await {
                     // It stood all the time: nobody was told anything.
-                    Ok(revision) => self.presence.announced(user, Some(revision)),
+                    Ok(revision) => {
+                        let own = Announced { revision, is_alone: false };
+                        self.presence.announced(user, Some(own));
+                    }
                     Err(error) if error.kind() == kv::UpdateErrorKind::WrongLastRevision => {
                         self.presence.announced(user, None);
                     }
                     Err(error) => return Err(Error::broker("confirm a user")(error)),
                 }
             }
-            Due::Withdraw(revision) => {
-                let is_removed = self.remove(&key, revision).await?;
+            Due::Withdraw(own) => {
+                // Nobody was there before, and nobody has come since: nothing is read for most.
+                let mark = if own.is_alone {
+                    self.write(user, &key, removal(), own.revision).await?
+                } else {
+                    None
+                };
+                let is_removed = mark.is_some() || self.remove(&key, own.revision).await?;
                 self.presence.announced(user, None);
                 self.presence.forget(user);
-                if is_removed {
+                if let Some(mark) = mark {
+                    self.marks.insert(user.clone(), mark);
+                    self.tell_gone(user);
+                } else if is_removed {
                     self.tell_if_gone(user, &key).await?;
                 }
             }
@@ -167,29 +192,40 @@ impl Announcer {
         Ok(())
     }
 
-    /// Writes a user's key; returns its revision, and whether the user was online nowhere else. The broker takes it only
-    /// if nobody has changed the user's keys since they were read: of gateways that come at the same time, one is first.
-    async fn announce_at(&self, user: &UserId, key: &str) -> Result<(u64, bool), Error> {
-        const WHAT: &str = "announce a user";
-        let filter = subject::sessions_of_user(user);
-        // Most have no keys, not even removed ones: nothing is read for them.
-        let (mut last, mut is_first) = (0, true);
+    /// Writes a user's key. Of gateways that come at the same time, one is the first.
+    async fn announce_at(&self, user: &UserId, key: &str) -> Result<Announced, Error> {
+        // Most have no keys, or only the mark of one that was removed here: nothing is read for them.
+        let (mut last, mut is_alone) = (self.marks.remove(user).unwrap_or(0), true);
         for _ in 0..TRIES {
-            let message = PublishMessage::build()
-                .header(LAST_OF, format!("{}{filter}", self.sessions.prefix))
-                .expected_last_subject_sequence(last);
-            let subject = format!("{}{key}", self.sessions.prefix);
-            let sent = self.jetstream.send_publish(subject, message).await;
-            match sent.map_err(Error::broker(WHAT))?.await {
-                Ok(stored) => return Ok((stored.sequence, is_first)),
-                Err(error) if is_overtaken(&error) => {}
-                Err(error) => return Err(Error::broker(WHAT)(error)),
+            if let Some(revision) = self.write(user, key, PublishMessage::build(), last).await? {
+                return Ok(Announced { revision, is_alone });
             }
             let keys = self.keys_of(user).await?;
             last = keys.iter().map(|found| found.revision).max().unwrap_or(0);
-            is_first = keys.iter().all(|found| found.is_removed || found.key == key);
+            is_alone = keys.iter().all(|found| found.is_removed || found.key == key);
         }
-        Err(Error::broker(WHAT)("its keys keep changing"))
+        Err(Error::broker(WRITE)("its keys keep changing"))
+    }
+
+    /// Writes a user's key and returns its revision, if `last` is still the last revision of all the user's keys: what is
+    /// known of them is still true.
+    async fn write(
+        &self,
+        user: &UserId,
+        key: &str,
+        message: PublishMessage,
+        last: u64,
+    ) -> Result<Option<u64>, Error> {
+        let prefix = &self.sessions.prefix;
+        let message = message
+            .header(LAST_OF, format!("{prefix}{}", subject::sessions_of_user(user)))
+            .expected_last_subject_sequence(last);
+        let sent = self.jetstream.send_publish(format!("{prefix}{key}"), message).await;
+        match sent.map_err(Error::broker(WRITE))?.await {
+            Ok(stored) => Ok(Some(stored.sequence)),
+            Err(error) if is_overtaken(&error) => Ok(None),
+            Err(error) => Err(Error::broker(WRITE)(error)),
+        }
     }
 
     /// Removes a key if it still stands at `revision`; returns whether it did, or another gateway was first.
@@ -215,9 +251,13 @@ impl Announcer {
             keys.iter().all(|key| key.is_removed && key.revision <= own.revision)
         });
         if is_gone {
-            self.tell(user, EventBody::Offline(payload::Presence { user_id: user.clone() }));
+            self.tell_gone(user);
         }
         Ok(())
+    }
+
+    fn tell_gone(&self, user: &UserId) {
+        self.tell(user, EventBody::Offline(payload::Presence { user_id: user.clone() }));
     }
 
     /// Tries for a while: what was changed just now would be told to nobody.
@@ -288,6 +328,14 @@ impl Announcer {
         }
         Ok(())
     }
+}
+
+/// What removes a key of a bucket, as clients of the broker do it (ADR-8, ADR-48).
+fn removal() -> PublishMessage {
+    PublishMessage::build()
+        .header("KV-Operation", "PURGE")
+        .header(async_nats::header::NATS_ROLLUP, "sub")
+        .header(async_nats::header::NATS_MESSAGE_TTL, MARK_TTL.as_secs().to_string())
 }
 
 /// Whether the broker refused a message because something was stored, or is being stored, that its sender did not know.
