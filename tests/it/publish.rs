@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use async_nats::Client;
 use clap::Parser as _;
-use futures::StreamExt as _;
+use futures::{StreamExt as _, future::try_join};
 use herald_proto::{UserId, broker, metrics::Registry, subject};
 use herald_tests::{
     Backend, Broker, Database, eventually,
@@ -104,6 +104,31 @@ async fn events_keep_their_order_when_the_connection_breaks_in_a_batch() -> Resu
     }
     let expected: Vec<String> = (0..EVENTS).map(|number| format!("e{number}")).collect();
     assert!(found == expected, "{} events, not in order", found.len());
+    Ok(())
+}
+
+/// The server knows a batch by its name, whoever sends it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_workers_batches_do_not_get_mixed_up() -> Result<()> {
+    const ROUNDS: usize = 100;
+    const BATCH: usize = 40;
+    let nats = Broker::start().await?;
+    let database = Database::create(Backend::Sqlite).await?;
+    let append = async |worker: usize, mut logs: Events| {
+        for round in 0..ROUNDS {
+            let first = (worker * ROUNDS + round) * BATCH;
+            let events = (first..first + BATCH).map(event).collect::<Result<Vec<_>>>()?;
+            let events: Vec<&Outgoing> = events.iter().collect();
+            logs.append(&events).await.with_context(|| format!("worker {worker}, {round}"))?;
+        }
+        anyhow::Ok(())
+    };
+    let (one, ..) = logs(nats.address(), &database).await?;
+    let (other, ..) = logs(nats.address(), &database).await?;
+    try_join(append(0, one), append(1, other)).await?;
+    let jetstream = async_nats::jetstream::new(async_nats::connect(nats.url()).await?);
+    let stream = jetstream.get_stream(subject::events(0)).await?;
+    assert_eq!(stream.cached_info().state.messages, (2 * ROUNDS * BATCH) as u64);
     Ok(())
 }
 

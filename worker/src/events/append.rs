@@ -26,6 +26,9 @@ pub(super) struct Message {
 /// Appends for one worker: what was sent last is confirmed before more is sent.
 pub(super) struct Appender {
     client: Client,
+    /// What its batches are called, with a number. The server knows a batch by its name alone, whoever sends it: it must
+    /// be no other worker's.
+    name: String,
     inbox: String,
     answers: Subscriber,
     batches: u64,
@@ -62,7 +65,8 @@ impl Appender {
     pub(super) async fn new(client: Client) -> Result<Self, Error> {
         let inbox = client.new_inbox();
         let answers = client.subscribe(format!("{inbox}.>")).await.map_err(Error::broker(WHAT))?;
-        Ok(Self { client, inbox, answers, batches: 0 })
+        let name = format!("{:016x}", fastrand::u64(..));
+        Ok(Self { client, name, inbox, answers, batches: 0 })
     }
 
     /// Sends one batch to each of some streams; no batch is empty.
@@ -117,7 +121,8 @@ impl Appender {
                 1 => 0,              // start
                 _ => 1,              // append
             };
-            let reply = format!("{}.{id}.{}.fail.{n}.{operation}.$FI", self.inbox, u16::MAX);
+            let Self { name, inbox, .. } = self;
+            let reply = format!("{inbox}.{name}-{id}.{}.fail.{n}.{operation}.$FI", u16::MAX);
             let (subject, headers) = (message.subject.clone(), message.headers.clone());
             let payload = message.payload.clone();
             self.client.publish_with_reply_and_headers(subject, reply, headers, payload).await?;
@@ -126,7 +131,8 @@ impl Appender {
     }
 
     fn batch_of(&self, reply: &str) -> Option<u64> {
-        reply.strip_prefix(&self.inbox)?.strip_prefix('.')?.split('.').next()?.parse().ok()
+        let batch = reply.strip_prefix(&self.inbox)?.strip_prefix('.')?.split('.').next()?;
+        batch.strip_prefix(&self.name)?.strip_prefix('-')?.parse().ok()
     }
 }
 
