@@ -52,12 +52,15 @@ pub struct Plan {
 #[derive(Debug, Clone, Copy)]
 struct Timings {
     min_ready: Duration,
+    /// How long load balancers take to notice that a pod is gone: as long as the readiness probe takes.
+    notice: Duration,
     pre_stop: Duration,
     grace: Duration,
 }
 
-/// How long load balancers take to notice that a pod is gone.
-const NOTICE: Duration = Duration::from_secs(2);
+/// What gateways and workers are told of an update.
+const GATEWAY: [&str; 3] = ["DRAIN_TIMEOUT", "ACCEPT_RATE", "RECONNECT_RATE"];
+const WORKER: [&str; 1] = ["DRAIN_TIMEOUT"];
 
 impl Timings {
     fn of(manifests: &Manifests, name: &str) -> Result<Self> {
@@ -70,8 +73,13 @@ impl Timings {
         let is = |name: &str, value: u64| rolling.get(name).and_then(Value::as_u64) == Some(value);
         ensure!(is("maxSurge", 1) && is("maxUnavailable", 0), "this rehearses one at a time");
         let pod = "/spec/template/spec";
+        let probe = format!("{pod}/containers/0/readinessProbe");
+        let period = seconds(&format!("{probe}/periodSeconds")).context("no periodSeconds")?;
+        let threshold = deployment.pointer(&format!("{probe}/failureThreshold"));
+        let threshold = threshold.and_then(Value::as_u64).context("no failureThreshold")?;
         Ok(Self {
             min_ready: seconds("/spec/minReadySeconds").context("no minReadySeconds")?,
+            notice: period * u32::try_from(threshold)?,
             pre_stop: seconds(&format!("{pod}/containers/0/lifecycle/preStop/sleep/seconds"))
                 .unwrap_or_default(),
             grace: seconds(&format!("{pod}/terminationGracePeriodSeconds")).context("no grace")?,
@@ -87,15 +95,20 @@ pub async fn rehearse(plan: &Plan) -> Result<Report> {
     let manifests = Manifests::build(&format!("overlays/{}", plan.overlay)).await?;
     let of_gateways = Timings::of(&manifests, "herald-gateway")?;
     let of_workers = Timings::of(&manifests, "herald-worker")?;
-    let drain = |map: &str| {
-        let drain = manifests.config_map(map)?.get("HERALD_DRAIN_TIMEOUT").cloned();
-        Ok::<_, anyhow::Error>(vec!["--drain-timeout".into(), drain.context("no drain timeout")?])
+    let flags = |map: &str, names: &[&str]| {
+        let settings = manifests.config_map(map)?;
+        let flag = |name: &&str| {
+            let value = settings.get(&format!("HERALD_{name}")).cloned();
+            let value = value.with_context(|| format!("{map} has no HERALD_{name}"))?;
+            Ok::<_, anyhow::Error>([format!("--{}", name.to_lowercase().replace('_', "-")), value])
+        };
+        Ok::<_, anyhow::Error>(names.iter().map(flag).collect::<Result<Vec<_>>>()?.concat())
     };
     let setup = Setup {
         gateways: plan.gateways,
         workers: plan.workers,
-        gateway_flags: drain("herald-gateway")?,
-        worker_flags: drain("herald-worker")?,
+        gateway_flags: flags("herald-gateway", &GATEWAY)?,
+        worker_flags: flags("herald-worker", &WORKER)?,
         release: plan.release,
         programs: plan.programs.clone(),
         ..Setup::default()
@@ -131,7 +144,7 @@ async fn roll_gateways(site: &mut Site, gateways: &Gateways, timings: Timings) -
         let (gateways, urls) = (gateways.clone(), site.urls());
         leaving.push(tokio::spawn(async move {
             let begin = Instant::now();
-            sleep(NOTICE.min(timings.pre_stop)).await;
+            sleep(timings.notice.min(timings.pre_stop)).await;
             gateways.set(urls);
             end(old, begin, timings).await
         }));

@@ -43,6 +43,15 @@ async fn every_pod_keeps_to_the_restricted_profile() -> Result<()> {
                 assert!(context.pointer("/capabilities/add").is_none(), "{owner}");
                 let limits = container.pointer("/resources/limits/memory");
                 assert_eq!(limits, container.pointer("/resources/requests/memory"), "{owner}");
+                let serves = owner.starts_with("Deployment") || owner.starts_with("StatefulSet");
+                // The exporter is not to say whether the NATS server beside it is in service.
+                let is_asked = serves && text(container, "/name") != "exporter";
+                assert_eq!(container.get("readinessProbe").is_some(), is_asked, "{owner}");
+                // Guaranteed, so that a node that runs short does not begin with NATS.
+                if site.overlay == "prod" && owner == "StatefulSet herald-nats" {
+                    let resources = container.get("resources").context("no resources")?;
+                    assert_eq!(resources.get("limits"), resources.get("requests"), "{owner}");
+                }
             }
         }
     }
