@@ -125,7 +125,7 @@ async fn two_workers_batches_do_not_get_mixed_up() -> Result<()> {
     };
     let (one, ..) = logs(nats.address(), &database).await?;
     let (other, ..) = logs(nats.address(), &database).await?;
-    try_join(append(0, one), append(1, other)).await?;
+    Box::pin(try_join(append(0, one), append(1, other))).await?;
     let jetstream = async_nats::jetstream::new(async_nats::connect(nats.url()).await?);
     let stream = jetstream.get_stream(subject::events(0)).await?;
     assert_eq!(stream.cached_info().state.messages, (2 * ROUNDS * BATCH) as u64);

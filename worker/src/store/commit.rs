@@ -42,6 +42,14 @@ struct Counters {
     updated_at: i64,
 }
 
+/// A partition's step with its events, as SQLite takes it.
+#[derive(Serialize)]
+struct Step<'a> {
+    #[serde(flatten)]
+    step: &'a Move,
+    events: &'a str,
+}
+
 /// A connection to commit with.
 pub(super) async fn writer(db: &DatabaseConnection) -> Result<PoolConnection<Postgres>, Error> {
     let connection = db.get_postgres_connection_pool().acquire().await;
@@ -77,11 +85,15 @@ impl Changes {
         connection: &mut PgConnection,
         sql: &Sql,
     ) -> Result<(), Error> {
+        let partitions: Vec<i64> = self.moves.iter().map(|step| step.id.into()).collect();
+        let events: Vec<&str> = self.moves.iter().map(|step| step.events.as_str()).collect();
         let statement = sqlx::query(AssertSqlSafe(sql.commit.as_str()))
             .bind(json(&self.moves)?)
             .bind(json(&self.messages)?)
             .bind(json(&self.counters())?)
-            .bind(json(&places(&self.erased))?);
+            .bind(json(&places(&self.erased))?)
+            .bind(partitions)
+            .bind(events);
         let written = statement.execute(connection).await;
         written.map(drop).map_err(|error| Error::from_commit(database(error)))
     }
@@ -98,8 +110,10 @@ impl Changes {
             ..TransactionOptions::default()
         };
         let txn = db.begin_with_options(options).await?;
-        let moved = execute(&txn, &sql.move_partitions, &self.moves).await?;
-        if usize::try_from(moved) != Ok(self.moves.len()) {
+        let step = |step| Step { step, events: &step.events };
+        let moves: Vec<Step<'_>> = self.moves.iter().map(step).collect();
+        let moved = execute(&txn, &sql.move_partitions, &moves).await?;
+        if usize::try_from(moved) != Ok(moves.len()) {
             txn.rollback().await?;
             return Err(Error::Fenced);
         }

@@ -196,24 +196,30 @@ fn erase(backend: DbBackend, parameter: u8) -> String {
     )
 }
 
+/// PostgreSQL is given the events apart, as `$5` (partitions) and `$6` (their events): as a part of the JSON, they would be
+/// most of what it reads.
 fn move_partitions(backend: DbBackend, parameter: u8) -> String {
-    let moves = rows(
-        backend,
-        parameter,
-        &[
-            ("id", Int),
-            ("epoch", Int),
-            ("expected_epoch", Int),
-            ("expected", Int),
-            ("applied", Int),
-            ("seen_at", Int),
-            ("moved_at", Int),
-            ("events", Text),
-        ],
-    );
+    let mut columns = vec![
+        ("id", Int),
+        ("epoch", Int),
+        ("expected_epoch", Int),
+        ("expected", Int),
+        ("applied", Int),
+        ("seen_at", Int),
+        ("moved_at", Int),
+    ];
+    let mut apart = "";
+    let events = if backend == DbBackend::Postgres {
+        apart = "JOIN unnest($5::bigint[], $6::text[]) AS o(id, events) ON o.id = r.id ";
+        "o.events"
+    } else {
+        columns.push(("events", Text));
+        "r.events"
+    };
+    let moves = rows(backend, parameter, &columns);
     format!(
         "UPDATE partitions SET epoch = r.epoch, applied = r.applied, seen_at = r.seen_at, moved_at = r.moved_at, \
-         events = r.events FROM {moves} r WHERE partitions.id = r.id \
+         events = {events} FROM {moves} r {apart}WHERE partitions.id = r.id \
          AND partitions.epoch = r.expected_epoch AND partitions.applied = r.expected"
     )
 }
