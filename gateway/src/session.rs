@@ -322,7 +322,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             if self.message(message, out).is_none() {
                 return Some(None);
             }
-            if count == AT_A_TIME || self.state.listens_at() > now() {
+            // What can't be published makes room again: until then no more is refused for want of it.
+            let is_full = self.state.open_requests() >= self.shared.limits.max_open_requests;
+            if count == AT_A_TIME || is_full || self.state.listens_at() > now() {
                 break;
             }
             next = self.socket.next().now_or_never()?;
