@@ -100,7 +100,8 @@ pub async fn run(
     nats::register(&mut metered, &client);
     let dialer = Dialer::new(&config.broker, format!("{name} tap"))?;
     let tap = Arc::new(Tap::new());
-    let registry = Registry::new(tap.clone(), gateway.clone(), config.limits.max_sessions);
+    let max_sessions = config.limits.max_sessions;
+    let registry = Registry::new(tap.clone(), gateway.clone(), max_sessions, metrics.clone());
     let presence = Presence::new(config.grace);
     let leases = Leases::open(&jetstream, &gateway, config.lease).await?;
     let cursors = Cursors::new();

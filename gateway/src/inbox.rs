@@ -3,7 +3,7 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use bytes::Bytes;
@@ -11,7 +11,7 @@ use herald_proto::{CloseCode, EventId, RequestId, telemetry::Traceparent};
 use tokio::sync::Notify;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
-use crate::metrics::Origin;
+use crate::metrics::{EventPath, Metrics, Origin};
 
 /// Something for a session.
 #[derive(Debug, Clone)]
@@ -80,6 +80,8 @@ pub struct Inbox {
     arrived: Notify,
     /// How many events and frames wait at most. Replies are bounded by the session's open requests.
     capacity: usize,
+    /// Where it is counted what was dropped.
+    metrics: Arc<Metrics>,
 }
 
 #[derive(Debug, Default)]
@@ -91,8 +93,8 @@ struct State {
 
 impl Inbox {
     /// An empty inbox.
-    pub fn new(capacity: usize) -> Self {
-        Self { state: Mutex::default(), arrived: Notify::new(), capacity }
+    pub fn new(capacity: usize, metrics: Arc<Metrics>) -> Self {
+        Self { state: Mutex::default(), arrived: Notify::new(), capacity, metrics }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -108,7 +110,8 @@ impl Inbox {
             Delivery::Live { id, .. } | Delivery::Tail(id) if is_full => {
                 state.missed = state.missed.max(Some(id));
             }
-            Delivery::Frame(_) | Delivery::Traced(..) if is_full => {}
+            Delivery::Frame(frame) if is_full => self.metrics.event(&frame, EventPath::Dropped),
+            Delivery::Traced(..) if is_full => {}
             other => state.queue.push_back(other),
         }
         drop(state);
@@ -131,7 +134,10 @@ impl Inbox {
 
 #[cfg(test)]
 mod tests {
+    use herald_proto::metrics::Counter;
+
     use super::*;
+    use crate::metrics::EventKind;
 
     fn live(id: u64) -> Delivery {
         let origin = Origin::default();
@@ -140,11 +146,15 @@ mod tests {
 
     #[test]
     fn a_full_inbox_drops_bodies_but_remembers_that_there_is_more() {
-        let inbox = Inbox::new(2);
+        let metrics = Arc::new(Metrics::default());
+        let inbox = Inbox::new(2, metrics.clone());
         for id in 1..=5 {
             inbox.push(live(id));
         }
-        inbox.push(Delivery::Frame("typing".into()));
+        let typing = r#"{"type":"event","timestamp":1,"eventType":"typing","payload":{}}"#;
+        inbox.push(Delivery::Frame(typing.into()));
+        let dropped = metrics.events.get(EventKind::Typing, EventPath::Dropped);
+        assert_eq!(dropped.map(Counter::get), Some(1), "a frame that is in no log is counted");
         inbox.push(Delivery::Reply { id: "1".into(), frame: "answer".into() });
         let all = inbox.take();
         assert_eq!(all.len(), 4);

@@ -5,11 +5,11 @@ use std::time::Duration;
 use herald_proto::{
     CloseCode,
     clock::now_ms,
-    frame::{ClientFrame, Refusal},
+    frame::{self, ClientFrame, Refusal},
     header,
     metrics::{
-        BATCH, By, By2, Counter, Gauge, Histogram, LATENCY, ROUND_TRIP, Registry, RequestKind,
-        TraceId,
+        BATCH, By, By2, Counter, Gauge, Histogram, LATENCY, Label, ROUND_TRIP, Registry,
+        RequestKind, TraceId,
     },
     telemetry::Traceparent,
 };
@@ -61,7 +61,29 @@ herald_proto::labels! {
         NotPublished = "not_published",
     }
 
-    /// Why an event is sent to a device.
+    /// What an event tells.
+    pub enum EventKind = "kind" {
+        /// A message has come.
+        New = "new",
+        /// The peer has received.
+        Dlvrd = "dlvrd",
+        /// The peer has read.
+        Read = "read",
+        /// The peer has taken a message back.
+        Delete = "delete",
+        /// The peer is writing.
+        Typing = "typing",
+        /// A contact has come online.
+        Online = "online",
+        /// A contact has gone offline.
+        Offline = "offline",
+        /// The log no longer reaches back to where the device was.
+        Resync = "resync",
+        /// Of another version of this service.
+        Unknown = "unknown",
+    }
+
+    /// Why an event is sent to a device, or is not.
     pub enum EventPath = "path" {
         /// It has just come.
         Live = "live",
@@ -69,6 +91,8 @@ herald_proto::labels! {
         Log = "log",
         /// It was sent and not acked in time.
         Again = "again",
+        /// It is in no log, and the device does not keep up: it is not sent.
+        Dropped = "dropped",
     }
 
     /// How reading a log ended.
@@ -170,7 +194,7 @@ pub struct Metrics {
     /// From a request's coming to the ack of its event.
     pub ack: Histogram,
     /// Events sent to devices.
-    pub events: By<EventPath, Counter>,
+    pub events: By2<EventKind, EventPath, Counter>,
     /// Events in the windows of all sessions.
     pub unacked: Gauge,
     /// Reads of logs.
@@ -226,9 +250,9 @@ impl Metrics {
                 "From a request's coming to its gateway, to the ack of its event by such a device.",
                 LATENCY,
             ),
-            events: registry.counters(
+            events: registry.counters2(
                 "herald_gateway_events",
-                "Events sent to devices: live, from the log (log), or again because they were not acked (again).",
+                "Events sent to devices: live, from the log (log), or again because they were not acked (again); and those without a log that were dropped, for the device does not keep up (dropped).",
             ),
             unacked: registry.gauge(
                 "herald_gateway_unacked_events",
@@ -264,6 +288,11 @@ impl Metrics {
     pub fn answered(&self, kind: RequestKind, after: Duration, trace: Option<TraceId>) {
         self.requests.inc(kind, RequestOutcome::Answered);
         self.response.observe(kind, after, trace);
+    }
+
+    /// An event goes out, or does not.
+    pub fn event(&self, frame: &str, path: EventPath) {
+        self.events.inc(EventKind::of(frame), path);
     }
 
     /// An event has gone out live.
@@ -307,6 +336,14 @@ impl Origin {
     /// How long ago that was; gateways' clocks may differ, but nothing takes less than no time.
     fn age(&self, now: i64) -> Option<Duration> {
         (self.at > 0).then(|| Duration::from_millis(u64::try_from(now - self.at).unwrap_or(0)))
+    }
+}
+
+impl EventKind {
+    /// What an event's frame tells.
+    pub fn of(frame: &str) -> Self {
+        let kind = frame::event_type(frame);
+        Self::ALL.iter().copied().find(|known| kind == Some(known.text())).unwrap_or(Self::Unknown)
     }
 }
 

@@ -17,7 +17,7 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 use crate::{
     error::Error,
     inbox::{Delivery, Inbox},
-    metrics::Origin,
+    metrics::{Metrics, Origin},
     tap::{Tap, protocol},
 };
 
@@ -28,6 +28,7 @@ pub struct Registry {
     gateway: Arc<str>,
     sessions: Arc<Mutex<Sessions>>,
     max_sessions: usize,
+    metrics: Arc<Metrics>,
 }
 
 #[derive(Default)]
@@ -73,10 +74,15 @@ const INBOX: usize = 256;
 
 impl Registry {
     /// An empty registry.
-    pub fn new(tap: Arc<Tap>, gateway: Arc<str>, max_sessions: usize) -> Self {
+    pub fn new(
+        tap: Arc<Tap>,
+        gateway: Arc<str>,
+        max_sessions: usize,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         // Ids of an earlier process must not be taken for ours.
         let sessions = Sessions { next_id: fastrand::u64(1..1 << 40), ..Sessions::default() };
-        Self { tap, gateway, sessions: Arc::new(Mutex::new(sessions)), max_sessions }
+        Self { tap, gateway, sessions: Arc::new(Mutex::new(sessions)), max_sessions, metrics }
     }
 
     fn sessions(&self) -> MutexGuard<'_, Sessions> {
@@ -121,7 +127,7 @@ impl Registry {
         if sessions.by_id.len() >= self.max_sessions {
             return Err(Error::Full);
         }
-        let (id, inbox) = (sessions.next_id, Arc::new(Inbox::new(INBOX)));
+        let (id, inbox) = (sessions.next_id, Arc::new(Inbox::new(INBOX, self.metrics.clone())));
         sessions.next_id += 1;
         let session = Session { id, device: device.clone(), opened_at: now, inbox: inbox.clone() };
         if let Some(entry) = sessions.by_user.get_mut(user) {

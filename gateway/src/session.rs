@@ -358,7 +358,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 }
                 Delivery::Traced(id, parent) => self.traces.heard(id, parent, Source::Live),
                 Delivery::Tail(id) => self.state.tail(id, out),
-                Delivery::Frame(frame) => out.push(Output::Send(frame)),
+                Delivery::Frame(frame) => self.state.passed_on(frame, out),
                 Delivery::Close(code, reason) => return Some((code, reason.to_owned())),
             }
         }

@@ -384,6 +384,18 @@ pub fn with_id(body: &str, id: EventId, prev: EventId) -> Option<String> {
     Some(format!("{{\"id\":{id},\"prev\":{prev},{rest}"))
 }
 
+/// The `eventType` of an event as this service writes it, in the log or on its way out; `None` if it is nothing of ours.
+///
+/// It is looked for where it must be, before anything that a user has written: that, too, spares a parse.
+pub fn event_type(frame: &str) -> Option<&str> {
+    const KEY: &str = "\"eventType\":\"";
+    /// `id`, `prev` and `timestamp` are before it, of up to 20 digits each.
+    const FURTHEST: usize = 120;
+    let head = frame.get(..frame.floor_char_boundary(FURTHEST + KEY.len()))?;
+    let begin = head.find(KEY)? + KEY.len();
+    frame.get(begin..)?.split('"').next()
+}
+
 #[cfg(test)]
 mod fuzz;
 #[cfg(test)]

@@ -104,8 +104,13 @@ async fn logs_hold_no_message_and_no_token() -> Result<()> {
         client.close().await?;
     }
     for log in [log, site.logs().join("herald-worker-1.log")] {
-        let text = std::fs::read_to_string(&log)?;
-        assert!(text.contains("DEBUG"), "{} has too little in it", log.display());
+        // A worker logs that it has settled a batch after its answers and events are out.
+        let text = eventually("something at DEBUG is logged", PATIENCE, async || {
+            let text = std::fs::read_to_string(&log)?;
+            ensure!(text.contains("DEBUG"), "{} has too little in it", log.display());
+            Ok(text)
+        })
+        .await?;
         let guilty = text
             .lines()
             .find(|line| line.contains(BODY) || tokens.iter().any(|token| line.contains(token)));

@@ -46,7 +46,7 @@ async fn take(user: &mut Client, kind: &str) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_scrape_tells_what_was_done() -> Result<()> {
-    let (cluster, mut user1, _user2) = busy().await?;
+    let (cluster, mut user1, mut user2) = busy().await?;
     // Refused, and twice too fast: only the first `typing` is passed on.
     let empty = user1.request("new", json!({"chatId": "User2", "clientMessageId": "d"})).await?;
     assert_eq!(empty["error"]["code"], "bad_request");
@@ -58,6 +58,7 @@ async fn a_scrape_tells_what_was_done() -> Result<()> {
     }
     user1.send_binary(&[1]).await?;
     user1.ack(0).await?;
+    user2.event("typing").await?;
 
     let sender = Scrape::of(cluster.gateways[0].metrics).await?;
     let expect = |scrape: &Scrape, name: &str, labels: &[(&str, &str)], value: f64| {
@@ -87,8 +88,12 @@ async fn a_scrape_tells_what_was_done() -> Result<()> {
     expect(&sender, "herald_gateway_tap_connected", &[], 1.0);
 
     let recipient = Scrape::of(cluster.gateways[1].metrics).await?;
-    expect(&recipient, "herald_gateway_events_total", &[("path", "live")], 3.0);
-    expect(&recipient, "herald_gateway_events_total", &[("path", "again")], 0.0);
+    let events = "herald_gateway_events_total";
+    expect(&sender, events, &[("kind", "read"), ("path", "live")], 1.0);
+    expect(&recipient, events, &[("kind", "new"), ("path", "live")], 3.0);
+    expect(&recipient, events, &[("kind", "typing"), ("path", "live")], 1.0);
+    expect(&recipient, events, &[("kind", "unknown")], 0.0);
+    expect(&recipient, events, &[("path", "again")], 0.0);
     expect(&recipient, "herald_gateway_delivery_duration_seconds_count", &[], 3.0);
     expect(&recipient, "herald_gateway_ack_duration_seconds_count", &[], 3.0);
     expect(&recipient, "herald_gateway_unacked_events", &[], 0.0);

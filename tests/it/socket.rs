@@ -15,6 +15,7 @@ use herald_gateway::{
     cursors::Cursors,
     door::Door,
     log::EventLog,
+    metrics::Metrics,
     presence::Presence,
     publisher::Publisher,
     registry::Registry,
@@ -41,7 +42,8 @@ async fn session(cluster: &Cluster, bytes: usize) -> Result<WebSocketStream<Dupl
     let topology = Topology { partitions: 8, event_streams: 1 };
     let gateway: Arc<str> = "in-memory".into();
     let tap = Arc::new(Tap::new());
-    let registry = Registry::new(tap.clone(), gateway.clone(), 10);
+    let metrics = Arc::<Metrics>::default();
+    let registry = Registry::new(tap.clone(), gateway.clone(), 10, metrics.clone());
     let dialer = Dialer::new(&config.broker, "tap".into())?;
     tokio::spawn({
         let (tap, registry) = (tap.clone(), registry.clone());
@@ -59,9 +61,9 @@ async fn session(cluster: &Cluster, bytes: usize) -> Result<WebSocketStream<Dupl
             topology,
             gateway.clone(),
             16,
-            Arc::default(),
+            metrics.clone(),
         ),
-        metrics: Arc::default(),
+        metrics,
         sampler: Sampler::new(0.0, 0),
         door: Arc::new(Door::new(&config.limits, Instant::now())),
         waiting: Waiting::new(16),

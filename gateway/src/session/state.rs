@@ -286,8 +286,23 @@ impl State {
         out: &mut Vec<Output>,
     ) {
         if self.feed.live(id, prev, body, origin, now, out) {
-            self.metrics.events.inc(EventPath::Live);
+            self.count(EventPath::Live, out.last());
             self.metrics.delivered(&origin);
+        }
+    }
+
+    /// An event that is in no log is passed on.
+    pub fn passed_on(&self, frame: Utf8Bytes, out: &mut Vec<Output>) {
+        self.metrics.event(&frame, EventPath::Live);
+        out.push(Output::Send(frame));
+    }
+
+    /// Counts the events among these outputs, none of which is an answer.
+    fn count<'a>(&self, path: EventPath, outputs: impl IntoIterator<Item = &'a Output>) {
+        for output in outputs {
+            if let Output::Send(frame) = output {
+                self.metrics.event(frame, path);
+            }
         }
     }
 
@@ -303,8 +318,7 @@ impl State {
         fetched.events.iter().for_each(|(_, _, origin)| self.metrics.delivered(origin));
         let before = out.len();
         self.feed.fetched(fetched, clock, now, out);
-        let sent = sends(out, before).saturating_sub(usize::from(is_resync));
-        self.metrics.events.add(EventPath::Log, sent as u64);
+        self.count(EventPath::Log, out.iter().skip(before));
         self.metrics.catch_ups.inc(if is_resync { CatchUp::Resync } else { CatchUp::Read });
         if is_resync {
             self.store_cursor(out);
@@ -356,7 +370,7 @@ impl State {
         }
         let before = out.len();
         self.feed.tick(now, self.limits.ack_wait, out);
-        self.metrics.events.add(EventPath::Again, sends(out, before) as u64);
+        self.count(EventPath::Again, out.iter().skip(before));
         if self.cursor_due.is_some_and(|at| at <= now) {
             self.store_cursor(out);
         }
@@ -412,11 +426,6 @@ fn response(id: Option<String>, clock: i64, answer: Answer) -> Option<Utf8Bytes>
     text.map(Utf8Bytes::from)
         .inspect_err(|error| tracing::error!(%error, "a response can't be written"))
         .ok()
-}
-
-/// How many frames were sent since there were `before` outputs.
-fn sends(out: &[Output], before: usize) -> usize {
-    out.iter().skip(before).filter(|output| matches!(output, Output::Send(_))).count()
 }
 
 fn too_large(limit: usize) -> Answer {

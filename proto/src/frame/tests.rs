@@ -163,3 +163,28 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn an_events_type_is_read_where_the_service_writes_it_and_not_in_what_users_write() {
+    let arrived = |message: &str| {
+        let arrived = json!({"messageId": 1, "chatId": "User1", "clientMessageId": "k",
+            "missed": 1, "message": message});
+        EventBody::New(serde_json::from_value(arrived).unwrap())
+    };
+    let typing = EventBody::Typing(Typing { chat_id: UserId::new("User1").unwrap() });
+    for (body, expected) in [
+        (arrived("hi"), "new"),
+        (arrived(r#""eventType":"read""#), "new"),
+        (typing, "typing"),
+        (EventBody::Resync, "resync"),
+    ] {
+        let text = to_text(&Event::new(i64::MAX, body)).unwrap();
+        assert_eq!(event_type(&text), Some(expected));
+        let sent = with_id(&text, EventId(u64::MAX), EventId(u64::MAX)).unwrap();
+        assert_eq!(event_type(&sent), Some(expected), "{sent}");
+    }
+    let late = format!("{{\"a\":\"{}\",\"eventType\":\"new\"}}", "é".repeat(100));
+    for text in [late.as_str(), "", "{}", "{\"eventType\":1}"] {
+        assert_eq!(event_type(text), None);
+    }
+}

@@ -8,7 +8,7 @@ use sea_orm::{
 };
 use serde::Serialize;
 
-use super::{Error, Move, NewMessage, execute, json, places, sql::Sql};
+use super::{Error, Move, NewMessage, execute, places, sql::Sql};
 use crate::unread::Ledger;
 
 /// What a batch changes.
@@ -42,18 +42,14 @@ struct Counters {
     updated_at: i64,
 }
 
-/// A partition's step with its events, as SQLite takes it.
-#[derive(Serialize)]
-struct Step<'a> {
-    #[serde(flatten)]
-    step: &'a Move,
-    events: &'a str,
-}
-
 /// A connection to commit with.
 pub(super) async fn writer(db: &DatabaseConnection) -> Result<PoolConnection<Postgres>, Error> {
     let connection = db.get_postgres_connection_pool().acquire().await;
     connection.map_err(|error| Error::Database(database(error)))
+}
+
+fn column<'a, R, T>(rows: &'a [R], value: impl Fn(&'a R) -> T) -> Vec<T> {
+    rows.iter().map(value).collect()
 }
 
 fn database(error: SqlxError) -> DbErr {
@@ -79,21 +75,47 @@ impl Changes {
     }
 
     /// One statement and one round trip: PostgreSQL runs it as a transaction of its own. If a partition has not moved,
-    /// the statement divides by zero, and nothing of it happens.
+    /// the statement fails, and nothing of it happens.
     pub(super) async fn write_to_postgres(
         &self,
         connection: &mut PgConnection,
         sql: &Sql,
     ) -> Result<(), Error> {
-        let partitions: Vec<i64> = self.moves.iter().map(|step| step.id.into()).collect();
-        let events: Vec<&str> = self.moves.iter().map(|step| step.events.as_str()).collect();
+        let Self { moves, messages, erased, .. } = self;
+        let counters = self.counters();
         let statement = sqlx::query(AssertSqlSafe(sql.commit.as_str()))
-            .bind(json(&self.moves)?)
-            .bind(json(&self.messages)?)
-            .bind(json(&self.counters())?)
-            .bind(json(&places(&self.erased))?)
-            .bind(partitions)
-            .bind(events);
+            .bind(column(moves, |step| i64::from(step.id)))
+            .bind(column(moves, |step| step.epoch))
+            .bind(column(moves, |step| step.expected_epoch))
+            .bind(column(moves, |step| step.expected))
+            .bind(column(moves, |step| step.applied))
+            .bind(column(moves, |step| step.seen_at))
+            .bind(column(moves, |step| step.moved_at))
+            .bind(column(moves, |step| step.events.as_str()))
+            .bind(column(messages, |message| message.chat_id))
+            .bind(column(messages, |message| message.message_id))
+            .bind(column(messages, |message| message.from_a))
+            .bind(column(messages, |message| message.sender.as_str()))
+            .bind(column(messages, |message| message.client_message_id.as_str()))
+            .bind(column(messages, |message| message.digest))
+            .bind(column(messages, |message| message.sent_at))
+            .bind(column(messages, |message| message.stored_at))
+            .bind(column(messages, |message| message.body.as_deref()))
+            .bind(column(messages, |message| message.attachments.as_deref()))
+            .bind(column(messages, |message| message.deleted))
+            .bind(column(&counters, |chat| chat.id))
+            .bind(column(&counters, |chat| chat.last))
+            .bind(column(&counters, |chat| chat.a_last_sent))
+            .bind(column(&counters, |chat| chat.a_read))
+            .bind(column(&counters, |chat| chat.a_delivered))
+            .bind(column(&counters, |chat| chat.a_missed))
+            .bind(column(&counters, |chat| chat.b_last_sent))
+            .bind(column(&counters, |chat| chat.b_read))
+            .bind(column(&counters, |chat| chat.b_delivered))
+            .bind(column(&counters, |chat| chat.b_missed))
+            .bind(column(&counters, |chat| chat.updated_at))
+            .bind(column(erased, |place| place.0))
+            .bind(column(erased, |place| place.1));
         let written = statement.execute(connection).await;
         written.map(drop).map_err(|error| Error::from_commit(database(error)))
     }
@@ -110,10 +132,8 @@ impl Changes {
             ..TransactionOptions::default()
         };
         let txn = db.begin_with_options(options).await?;
-        let step = |step| Step { step, events: &step.events };
-        let moves: Vec<Step<'_>> = self.moves.iter().map(step).collect();
-        let moved = execute(&txn, &sql.move_partitions, &moves).await?;
-        if usize::try_from(moved) != Ok(moves.len()) {
+        let moved = execute(&txn, &sql.move_partitions, &self.moves).await?;
+        if usize::try_from(moved) != Ok(self.moves.len()) {
             txn.rollback().await?;
             return Err(Error::Fenced);
         }

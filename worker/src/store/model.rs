@@ -140,8 +140,7 @@ pub struct Move {
     pub seen_at: i64,
     /// Milliseconds since the Unix epoch.
     pub moved_at: i64,
-    /// The events of the batch, as JSON. No part of the row as JSON: most of it would be read twice.
-    #[serde(skip)]
+    /// The events of the batch, as JSON.
     pub events: String,
 }
 

@@ -1,5 +1,6 @@
 //! The batch statements. Each takes its rows as ONE parameter, a JSON array of objects, so that a statement's text
 //! never depends on the size of the batch and stays prepared. Only how an array becomes rows differs by database.
+//! PostgreSQL's commit, which every batch runs, takes an array for each column instead: reading JSON was the most of it.
 
 use sea_orm::DbBackend;
 
@@ -10,6 +11,46 @@ enum Type {
     Bool,
 }
 use Type::{Bool, Int, Text};
+
+type Column = (&'static str, Type);
+
+const MOVES: [Column; 8] = [
+    ("id", Int),
+    ("epoch", Int),
+    ("expected_epoch", Int),
+    ("expected", Int),
+    ("applied", Int),
+    ("seen_at", Int),
+    ("moved_at", Int),
+    ("events", Text),
+];
+const MESSAGES: [Column; 11] = [
+    ("chat_id", Int),
+    ("message_id", Int),
+    ("from_a", Bool),
+    ("sender", Text),
+    ("client_message_id", Text),
+    ("digest", Int),
+    ("sent_at", Int),
+    ("stored_at", Int),
+    ("body", Text),
+    ("attachments", Text),
+    ("deleted", Bool),
+];
+const COUNTERS: [Column; 11] = [
+    ("id", Int),
+    ("last", Int),
+    ("a_last_sent", Int),
+    ("a_read", Int),
+    ("a_delivered", Int),
+    ("a_missed", Int),
+    ("b_last_sent", Int),
+    ("b_read", Int),
+    ("b_delivered", Int),
+    ("b_missed", Int),
+    ("updated_at", Int),
+];
+const PLACES: [Column; 2] = [("chat_id", Int), ("message_id", Int)];
 
 /// The statements' texts for one database.
 pub(super) struct Sql {
@@ -30,16 +71,17 @@ pub(super) struct Sql {
     pub(super) create_event_streams: String,
     pub(super) raise_event_streams: String,
     pub(super) jump_event_streams: String,
-    /// All that a batch writes, as one statement. PostgreSQL only.
+    /// All that a batch writes, as one statement; an array for each column of `MOVES`, `MESSAGES`, `COUNTERS` and
+    /// `PLACES`, in this order. PostgreSQL only.
     pub(super) commit: String,
 }
 
 impl Sql {
     pub(super) fn new(backend: DbBackend) -> Self {
-        let rows = |columns: &[(&str, Type)]| rows(backend, 1, columns);
+        let rows = |columns: &[Column]| rows(backend, columns);
         let pairs = rows(&[("user_a", Text), ("user_b", Text)]);
         let keys = rows(&[("sender", Text), ("client_message_id", Text)]);
-        let points = rows(&[("chat_id", Int), ("message_id", Int)]);
+        let points = rows(&PLACES);
         let spans = rows(&[("chat_id", Int), ("from_a", Bool), ("after", Int), ("up_to", Int)]);
         let ids = rows(&[("id", Int), ("epoch", Int)]);
         let streams = rows(&[("id", Int), ("created", Int), ("high", Int)]);
@@ -53,7 +95,7 @@ impl Sql {
                 "INSERT INTO chats (user_a, user_b) SELECT r.user_a, r.user_b FROM {pairs} r WHERE true \
                  ON CONFLICT (user_a, user_b) DO NOTHING"
             ),
-            update_chats: update_chats(backend, 1),
+            update_chats: update_chats(&rows(&COUNTERS)),
             contacts: {
                 let users = rows(&[("place", Int), ("user_id", Text), ("most", Int)]);
                 let side = |own, peer| {
@@ -85,8 +127,8 @@ impl Sql {
                  (SELECT max(m.message_id) FROM messages m WHERE m.chat_id = r.chat_id AND m.from_a = r.from_a \
                   AND m.message_id > r.after AND m.message_id <= r.up_to) AS newest FROM {spans} r"
             ),
-            insert_messages: insert_messages(backend, 1),
-            erase: erase(backend, 1),
+            insert_messages: insert_messages(&rows(&MESSAGES)),
+            erase: erase(&rows(&PLACES), backend),
             partitions: format!(
                 "SELECT p.id, p.epoch, p.applied, p.seen_at, p.moved_at, p.events \
                  FROM {ids} r JOIN partitions p ON p.id = r.id"
@@ -101,7 +143,7 @@ impl Sql {
                  WHERE partitions.id = r.id \
                  AND (partitions.epoch < r.epoch OR partitions.epoch >= r.epoch + {EPOCHS_OF_A_STREAM})"
             ),
-            move_partitions: move_partitions(backend, 1),
+            move_partitions: move_partitions(&rows(&MOVES)),
             event_streams: {
                 let ids = rows(&[("id", Int)]);
                 format!("SELECT s.* FROM {ids} r JOIN event_streams s ON s.id = r.id")
@@ -118,15 +160,7 @@ impl Sql {
                 "UPDATE event_streams SET created = r.created, high = r.high FROM {jumps} r \
                  WHERE event_streams.id = r.id AND event_streams.high = r.old_high"
             ),
-            commit: format!(
-                "WITH moved AS ({moved} RETURNING 1), stored AS ({stored}), counted AS ({counted}), \
-                 erased AS ({erased}) \
-                 SELECT 1 / ((SELECT count(*) FROM moved) = json_array_length($1::json))::int",
-                moved = move_partitions(backend, 1),
-                stored = insert_messages(backend, 2),
-                counted = update_chats(backend, 3),
-                erased = erase(backend, 4),
-            ),
+            commit: commit(),
         }
     }
 }
@@ -135,24 +169,7 @@ impl Sql {
 /// would be taken for another stream's: one millisecond, in nanoseconds.
 const EPOCHS_OF_A_STREAM: i64 = 1_000_000;
 
-fn update_chats(backend: DbBackend, parameter: u8) -> String {
-    let counters = rows(
-        backend,
-        parameter,
-        &[
-            ("id", Int),
-            ("last", Int),
-            ("a_last_sent", Int),
-            ("a_read", Int),
-            ("a_delivered", Int),
-            ("a_missed", Int),
-            ("b_last_sent", Int),
-            ("b_read", Int),
-            ("b_delivered", Int),
-            ("b_missed", Int),
-            ("updated_at", Int),
-        ],
-    );
+fn update_chats(counters: &str) -> String {
     format!(
         "UPDATE chats SET last = r.last, a_last_sent = r.a_last_sent, a_read = r.a_read, \
          a_delivered = r.a_delivered, a_missed = r.a_missed, b_last_sent = r.b_last_sent, \
@@ -161,24 +178,7 @@ fn update_chats(backend: DbBackend, parameter: u8) -> String {
     )
 }
 
-fn insert_messages(backend: DbBackend, parameter: u8) -> String {
-    let messages = rows(
-        backend,
-        parameter,
-        &[
-            ("chat_id", Int),
-            ("message_id", Int),
-            ("from_a", Bool),
-            ("sender", Text),
-            ("client_message_id", Text),
-            ("digest", Int),
-            ("sent_at", Int),
-            ("stored_at", Int),
-            ("body", Text),
-            ("attachments", Text),
-            ("deleted", Bool),
-        ],
-    );
+fn insert_messages(messages: &str) -> String {
     format!(
         "INSERT INTO messages (chat_id, message_id, from_a, sender, client_message_id, digest, sent_at, \
          stored_at, body, attachments, deleted) SELECT r.chat_id, r.message_id, r.from_a, r.sender, \
@@ -187,60 +187,66 @@ fn insert_messages(backend: DbBackend, parameter: u8) -> String {
     )
 }
 
-fn erase(backend: DbBackend, parameter: u8) -> String {
-    let points = rows(backend, parameter, &[("chat_id", Int), ("message_id", Int)]);
+fn erase(places: &str, backend: DbBackend) -> String {
     let yes = if backend == DbBackend::Postgres { "true" } else { "1" };
     format!(
-        "UPDATE messages SET body = NULL, attachments = NULL, deleted = {yes} FROM {points} r \
+        "UPDATE messages SET body = NULL, attachments = NULL, deleted = {yes} FROM {places} r \
          WHERE messages.chat_id = r.chat_id AND messages.message_id = r.message_id"
     )
 }
 
-/// PostgreSQL is given the events apart, as `$5` (partitions) and `$6` (their events): as a part of the JSON, they would be
-/// most of what it reads.
-fn move_partitions(backend: DbBackend, parameter: u8) -> String {
-    let mut columns = vec![
-        ("id", Int),
-        ("epoch", Int),
-        ("expected_epoch", Int),
-        ("expected", Int),
-        ("applied", Int),
-        ("seen_at", Int),
-        ("moved_at", Int),
-    ];
-    let mut apart = "";
-    let events = if backend == DbBackend::Postgres {
-        apart = "JOIN unnest($5::bigint[], $6::text[]) AS o(id, events) ON o.id = r.id ";
-        "o.events"
-    } else {
-        columns.push(("events", Text));
-        "r.events"
-    };
-    let moves = rows(backend, parameter, &columns);
+fn move_partitions(moves: &str) -> String {
     format!(
         "UPDATE partitions SET epoch = r.epoch, applied = r.applied, seen_at = r.seen_at, moved_at = r.moved_at, \
-         events = {events} FROM {moves} r {apart}WHERE partitions.id = r.id \
+         events = r.events FROM {moves} r WHERE partitions.id = r.id \
          AND partitions.epoch = r.expected_epoch AND partitions.applied = r.expected"
     )
 }
 
-/// A parameter as a table expression with these columns.
-fn rows(backend: DbBackend, parameter: u8, columns: &[(&str, Type)]) -> String {
-    let list =
-        |each: fn(&(&str, Type)) -> String| columns.iter().map(each).collect::<Vec<_>>().join(", ");
+/// If a partition has not moved, this divides by zero.
+fn commit() -> String {
+    let mut parameters = 1..;
+    let mut rows = |columns: &[Column]| arrays(&mut parameters, columns);
+    format!(
+        "WITH moved AS ({moved} RETURNING 1), stored AS ({stored}), counted AS ({counted}), erased AS ({erased}) \
+         SELECT 1 / ((SELECT count(*) FROM moved) = cardinality($1))::int",
+        moved = move_partitions(&rows(&MOVES)),
+        stored = insert_messages(&rows(&MESSAGES)),
+        counted = update_chats(&rows(&COUNTERS)),
+        erased = erase(&rows(&PLACES), DbBackend::Postgres),
+    )
+}
+
+/// The first parameter, JSON, as a table expression with these columns.
+fn rows(backend: DbBackend, columns: &[Column]) -> String {
     if backend == DbBackend::Postgres {
-        let columns = list(|(name, kind)| {
-            let kind = match kind {
-                Int => "bigint",
-                Text => "text",
-                Bool => "boolean",
-            };
-            format!("\"{name}\" {kind}")
-        });
+        let columns = list(columns, |name, kind| format!("\"{name}\" {}", in_postgres(kind)));
         // A subselect, so that the alias can follow here as it must in SQLite.
-        format!("(SELECT * FROM json_to_recordset(${parameter}::json) AS j({columns}))")
+        format!("(SELECT * FROM json_to_recordset($1::json) AS j({columns}))")
     } else {
-        let columns = list(|(name, _)| format!("json_extract(value, '$.{name}') AS \"{name}\""));
-        format!("(SELECT {columns} FROM json_each(${parameter}))")
+        let columns =
+            list(columns, |name, _| format!("json_extract(value, '$.{name}') AS \"{name}\""));
+        format!("(SELECT {columns} FROM json_each($1))")
+    }
+}
+
+/// PostgreSQL's next parameters, an array for each column, as a table expression.
+fn arrays(parameters: &mut impl Iterator<Item = u8>, columns: &[Column]) -> String {
+    let of_column =
+        |((_, kind), parameter): (&Column, u8)| format!("${parameter}::{}[]", in_postgres(*kind));
+    let arrays: Vec<String> = columns.iter().zip(parameters).map(of_column).collect();
+    let names = list(columns, |name, _| format!("\"{name}\""));
+    format!("(SELECT * FROM unnest({}) AS a({names}))", arrays.join(", "))
+}
+
+fn list(columns: &[Column], each: impl Fn(&str, Type) -> String) -> String {
+    columns.iter().map(|&(name, kind)| each(name, kind)).collect::<Vec<_>>().join(", ")
+}
+
+fn in_postgres(kind: Type) -> &'static str {
+    match kind {
+        Int => "bigint",
+        Text => "text",
+        Bool => "boolean",
     }
 }
