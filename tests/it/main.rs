@@ -43,6 +43,7 @@ mod k8s_roll;
 mod load;
 mod logs;
 mod metrics;
+mod observed;
 mod overload;
 mod presence;
 mod publish;

@@ -260,6 +260,32 @@ async fn a_handshake_is_a_span_in_its_clients_trace() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handshake_of_which_no_session_came_is_kept_as_a_failure_whether_it_is_traced_or_not()
+-> Result<()> {
+    let receiver = Receiver::start().await?;
+    let mut site = Site::start(setup(&receiver.grpc_flags(), "0")).await?;
+    let url = format!("{}?userId=User1", site.urls()[0]);
+    site.broker.kill().await?;
+    let traceparent = format!("00-{CLIENT_TRACE}-{CLIENT_SPAN}-01");
+    for headers in [&[][..], &[("traceparent", traceparent.as_str())]] {
+        let mut user1 = Client::connect_with(&url, headers).await?;
+        assert_eq!(user1.expect_close().await?.0, 1013);
+    }
+    let spans = eventually("both spans are there", PATIENCE, async || {
+        let spans = for_clients(&receiver);
+        ensure!(spans.len() == 2, "{spans:?}");
+        Ok(spans)
+    })
+    .await?;
+    for span in &spans {
+        assert_eq!((span.name.as_str(), span.error.as_deref()), ("GET /ws", Some("not_begun")));
+    }
+    let parents: Vec<&str> = spans.iter().filter_map(|span| span.parent.as_deref()).collect();
+    assert_eq!(parents, [CLIENT_SPAN]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_killed_between_commit_and_publish_leaves_one_trace_without_a_gap() -> Result<()> {
     killed("after-commit=return").await
 }

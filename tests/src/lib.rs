@@ -6,6 +6,7 @@
 
 pub mod allocations;
 pub mod broker;
+pub mod browser;
 pub mod chaos;
 pub mod child;
 pub mod client;

@@ -2,8 +2,9 @@
 //! keeps its promises.
 //!
 //! What is judged is pure and apart from what is sent and received: [`ledger`] and [`arrivals`] say what was lost, doubled
-//! or out of order, [`pace`] when to send, [`stats`] what counts. Each mode has a file: [`traffic`], [`idle`], [`storm`],
-//! [`comeback`], [`backlog`], [`growth`]; [`aside`] lets a chat go on beside the others.
+//! or out of order, [`pace`] when to send, of which [`metronome`] reminds, [`stats`] what counts. Each mode has a file:
+//! [`traffic`], [`idle`], [`storm`], [`comeback`], [`backlog`], [`growth`], [`traced`]; [`aside`] lets a chat go on
+//! beside the others.
 
 use anyhow::{Context as _, Result, bail};
 
@@ -26,6 +27,7 @@ pub mod idle;
 pub mod ledger;
 pub mod listener;
 pub mod login;
+pub mod metronome;
 pub mod pace;
 pub mod parts;
 pub mod recipient;
@@ -35,6 +37,7 @@ pub mod sender;
 pub mod shared;
 pub mod stats;
 pub mod storm;
+pub mod traced;
 pub mod traffic;
 pub mod usage;
 pub mod wire;
@@ -52,11 +55,10 @@ pub async fn run(args: &Args) -> Result<Report> {
     files::allow(args.most_connections())?;
     let mut parts =
         if args.url.is_empty() { Some(Box::pin(Parts::start(args)).await?) } else { None };
-    let outcome = measure(args, parts.as_mut()).await?;
-    let notes = match parts {
-        Some(parts) => parts.stop().await?,
-        None => Vec::new(),
-    };
+    let (outcome, mut notes) = measure(args, parts.as_mut()).await?;
+    if let Some(parts) = parts {
+        notes.extend(parts.stop().await?);
+    }
     let report = Report::new(args, outcome, notes);
     if let Some(file) = &args.json {
         std::fs::write(file, serde_json::to_vec_pretty(&report)?)
@@ -65,10 +67,11 @@ pub async fn run(args: &Args) -> Result<Report> {
     Ok(report)
 }
 
-async fn measure(args: &Args, parts: Option<&mut Parts>) -> Result<Outcome> {
+/// What came of it, and what else is worth knowing.
+async fn measure(args: &Args, parts: Option<&mut Parts>) -> Result<(Outcome, Vec<String>)> {
     let urls = parts.as_ref().map_or(args.url.as_slice(), |parts| parts.urls()).to_vec();
     let watched = watched(args, parts.as_deref());
-    Ok(match args.mode {
+    let outcome = match args.mode {
         Mode::Cycle | Mode::New => Outcome::Traffic(traffic::run(args, &urls, &watched).await?),
         Mode::Idle => Outcome::Idle(idle::run(args, &urls, &watched).await?),
         Mode::Storm => Outcome::Measured(storm::run(args, &urls, &watched).await?),
@@ -89,7 +92,14 @@ async fn measure(args: &Args, parts: Option<&mut Parts>) -> Result<Outcome> {
             };
             Outcome::Measured(growth::chat(args, &urls, &watched, database_url).await?)
         }
-    })
+        Mode::Tracing => {
+            let parts =
+                parts.context("--mode tracing starts another one: it can't be used with --url")?;
+            let (measured, notes) = Box::pin(traced::run(args, parts)).await?;
+            return Ok((Outcome::Measured(measured), notes));
+        }
+    };
+    Ok((outcome, Vec::new()))
 }
 
 /// The processes to be measured, and this one.

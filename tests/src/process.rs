@@ -232,7 +232,7 @@ impl Process {
     ///
     /// # Errors
     /// The error of `ready`, or that the process ended before; with the end of its log.
-    pub async fn until(&mut self, ready: impl Future<Output = Result<()>>) -> Result<()> {
+    pub async fn until<T>(&mut self, ready: impl Future<Output = Result<T>>) -> Result<T> {
         tokio::select! {
             ready = ready => ready.with_context(|| self.program.log_tail()),
             status = self.child.wait() => {

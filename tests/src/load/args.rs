@@ -94,6 +94,12 @@ pub struct Args {
     /// [default: 100,1000,10000; 1000,10000,100000,1000000]
     #[arg(long, value_delimiter = ',')]
     pub steps: Vec<u32>,
+    /// How many times each of the two has its turn in `tracing`.
+    #[arg(long, default_value = "6")]
+    pub rounds: NonZeroU32,
+    /// Part of the requests that are traced in `tracing`.
+    #[arg(long, default_value_t = 0.01)]
+    pub ratio: f64,
     /// The database of the gateways at --url, which `growth-chat` fills.
     #[arg(long, requires = "url")]
     pub database_url: Option<String>,
@@ -133,7 +139,7 @@ impl Args {
     pub fn most_connections(&self) -> u32 {
         let chat = self.pairs.saturating_mul(1 + u32::from(self.devices));
         match self.mode {
-            Mode::Cycle | Mode::New | Mode::GrowthChat => chat,
+            Mode::Cycle | Mode::New | Mode::GrowthChat | Mode::Tracing => chat,
             Mode::Idle => self.connections,
             Mode::Storm | Mode::Reconnect | Mode::CatchUp => self.connections.saturating_add(chat),
             Mode::GrowthUsers => self.steps().into_iter().max().unwrap_or(0),
@@ -164,6 +170,8 @@ pub enum Mode {
     GrowthUsers,
     /// The cost of a message when more and more messages lie in the chat, at --rate (500 unless given).
     GrowthChat,
+    /// The cost of traces: full cycles, in turn on a Herald that sends some and on one that does not.
+    Tracing,
 }
 
 /// A database to start.

@@ -18,6 +18,7 @@ use super::{
     faults::Faults,
     listener,
     login::Entrances,
+    metronome,
     pace::Pace,
     recipient,
     report::Logins,
@@ -94,6 +95,9 @@ impl Chat {
                 tasks.spawn(listener::run(shared.clone(), pair.clone(), connection));
             }
             tasks.spawn(sender::run(shared.clone(), pair.clone(), sending, pace));
+        }
+        if let Some(rate) = args.rate {
+            metronome::start(start, rate, shared.clone(), pairs.clone())?;
         }
         let progress = tokio::spawn(progress(shared.clone(), pairs.clone()));
         Ok(Self { shared, pairs, logins, tasks, progress, patience: args.patience })

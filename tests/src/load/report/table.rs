@@ -46,6 +46,9 @@ pub(super) fn what(args: &Args) -> String {
         ),
         Mode::GrowthUsers => format!("{:?} connected users, {} bytes", args.steps(), args.size),
         Mode::GrowthChat => format!("{:?} messages in the chat", args.steps()),
+        Mode::Tracing => {
+            format!("full cycles, {} of them traced and none in turn, {chat}", args.ratio)
+        }
     };
     let aside = match (args.mode, args.rate) {
         (Mode::Storm | Mode::Reconnect | Mode::CatchUp, Some(_)) => format!(", beside {chat}"),
