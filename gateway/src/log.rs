@@ -9,29 +9,26 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use async_nats::{
-    Client, StatusCode,
+    Client,
     jetstream::{Context, kv},
 };
-use bytes::Bytes;
-use futures::StreamExt;
-use herald_proto::{
-    DeviceId, EventId, UserId, header, subject, telemetry::Traceparent, topology::Topology,
-};
-use serde::Serialize;
+use herald_proto::{DeviceId, EventId, UserId, subject, topology::Topology};
 use tokio::sync::Mutex;
 
-use crate::{error::Error, gather::Gather, inbox::Fetched, metrics::Origin};
+use crate::{error::Error, gather::Gather, inbox::Fetched};
 
 pub mod bucket;
 mod crowd;
+mod direct;
 mod tail;
 
 pub use bucket::BucketKey;
 use crowd::{Crowd, Turn};
+use direct::{DirectGet, Stored};
 
 /// The logs. Clones share everything.
 #[derive(Clone)]
@@ -64,22 +61,6 @@ struct Extent {
     per_user: Option<u64>,
 }
 
-#[derive(Serialize, Default)]
-struct DirectGet<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    seq: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    next_by_subj: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    last_by_subj: Option<&'a str>,
-    #[serde(skip_serializing_if = "<[String]>::is_empty")]
-    multi_last: &'a [String],
-    #[serde(skip_serializing_if = "Option::is_none")]
-    batch: Option<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    max_bytes: Option<usize>,
-}
-
 /// What a read has found.
 #[derive(Default)]
 struct Found {
@@ -91,19 +72,6 @@ struct Found {
     later: u64,
     /// Whether some are not given here.
     more: bool,
-}
-
-/// A message of a stream, as a direct get returns it.
-#[derive(Clone)]
-struct Stored {
-    subject: Arc<str>,
-    sequence: u64,
-    traceparent: Option<Traceparent>,
-    origin: Origin,
-    is_removed: bool,
-    payload: Bytes,
-    /// How many messages that were asked for come after it, whether in the same answer or not.
-    pending: u64,
 }
 
 /// Look-ups of subjects' last messages.
@@ -128,15 +96,10 @@ impl Place {
 
 /// The most subjects whose last messages are looked up at once.
 const TOGETHER: usize = 256;
-/// How long an answer, or the next message of one, may take.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// The most bytes read from a log at once.
 const MAX_BYTES: usize = 256 * 1024;
 /// The most events read from a log at once: far fewer than a subscription may hold.
 const MAX_EVENTS: usize = 1024;
-/// The header of a batch's messages that counts what comes after them (ADR-31).
-const NUM_PENDING: &str = "Nats-Num-Pending";
-
 impl EventLog {
     /// The logs on this connection.
     ///
@@ -403,45 +366,6 @@ impl EventLog {
         }
         Ok(ends)
     }
-
-    async fn get(&self, stream: &str, request: &DirectGet<'_>) -> Result<Vec<Stored>, Error> {
-        const WHAT: &str = "read a log";
-        let inbox = self.client.new_inbox();
-        let mut answers =
-            self.client.subscribe(inbox.clone()).await.map_err(Error::broker(WHAT))?;
-        let body = serde_json::to_vec(request).map_err(|_| Error::Unreadable("a direct get"))?;
-        let api = format!("$JS.API.DIRECT.GET.{stream}");
-        self.client
-            .publish_with_reply(api, inbox, body.into())
-            .await
-            .map_err(Error::broker(WHAT))?;
-        let mut found: Vec<Stored> = Vec::new();
-        loop {
-            let answer = tokio::time::timeout(PATIENCE, answers.next())
-                .await
-                .map_err(|_| Error::Silent(WHAT))?;
-            let Some(answer) = answer else { return Err(Error::Silent(WHAT)) };
-            // Each message names the one before it, and the end the last one: nothing is left out unnoticed.
-            let before = answer.headers.as_ref().and_then(|headers| {
-                header::number(headers, async_nats::header::NATS_LAST_SEQUENCE)
-            });
-            let last = found.last().map_or(0, |last| last.sequence);
-            if before.is_some_and(|before| before != last) {
-                return Err(Error::broker(WHAT)("a part of the answer was lost"));
-            }
-            match answer.status {
-                None | Some(StatusCode::OK) => found.push(stored(answer)?),
-                // End of batch, and nothing found.
-                Some(status) if status.as_u16() == 204 || status == StatusCode::NOT_FOUND => {
-                    return Ok(found);
-                }
-                Some(status) => {
-                    let why = format!("{status} {}", answer.description.unwrap_or_default());
-                    return Err(Error::broker(WHAT)(why));
-                }
-            }
-        }
-    }
 }
 
 fn parse_cursor(value: &[u8]) -> Result<EventId, Error> {
@@ -450,23 +374,4 @@ fn parse_cursor(value: &[u8]) -> Result<EventId, Error> {
         .and_then(|text| text.parse().ok())
         .map(EventId)
         .ok_or(Error::Unreadable("a cursor"))
-}
-
-fn stored(message: async_nats::Message) -> Result<Stored, Error> {
-    let headers = message.headers.as_ref().ok_or(Error::Unreadable("a stored message"))?;
-    let traceparent = header::traceparent(Some(headers));
-    let message_id = headers.get(async_nats::header::NATS_MESSAGE_ID).map(AsRef::as_ref);
-    Ok(Stored {
-        subject: headers
-            .get(async_nats::header::NATS_SUBJECT)
-            .map(|subject| subject.as_str().into())
-            .ok_or(Error::Unreadable("a stored message"))?,
-        sequence: header::number(headers, async_nats::header::NATS_SEQUENCE)
-            .ok_or(Error::Unreadable("a stored message"))?,
-        traceparent,
-        origin: Origin::of(message_id, traceparent),
-        is_removed: bucket::is_removal(headers),
-        pending: header::number(headers, NUM_PENDING).unwrap_or(0),
-        payload: message.payload,
-    })
 }

@@ -9,14 +9,14 @@ use std::{
 
 use futures::{FutureExt, future::OptionFuture};
 use herald_proto::{
-    Chat, CloseCode, DeviceId, EventId, RequestId, UserId,
+    CloseCode, DeviceId, UserId,
     clock::now_ms,
-    frame::{Event, EventBody, Request},
-    metrics::{Part, TraceId},
+    frame::{Event, EventBody},
+    metrics::Part,
     payload::Typing,
     subject,
-    telemetry::{Sampler, Span, Traceparent},
-    wire::{Command, Signal},
+    telemetry::Sampler,
+    wire::Signal,
 };
 use serde_json::value::to_raw_value;
 use tokio::{
@@ -33,16 +33,18 @@ use crate::{
     door::Door,
     error::Error,
     inbox::{Delivery, Inbox},
-    log::{EventLog, Place},
-    metrics::{Close, Login, Metrics, Stage},
+    log::EventLog,
+    metrics::{Close, Metrics, Stage},
     presence::Presence,
     publisher::Publisher,
     registry::{Registry, Seat},
-    spans::{self, Source},
+    spans::Source,
     tap::Tap,
     waiting::{Share, Waiting},
 };
 
+mod act;
+mod begin;
 pub mod bucket;
 pub mod feed;
 pub mod output;
@@ -51,9 +53,10 @@ pub mod state;
 pub mod traces;
 pub mod window;
 
+use act::Step;
+pub use begin::begin;
 pub use output::Output;
 pub use socket::Socket;
-use socket::Written;
 pub use state::State;
 pub use traces::Traces;
 
@@ -126,82 +129,6 @@ struct Session<S> {
 const AT_A_TIME: usize = 16;
 /// How long a closing session waits for its cursor to be stored.
 const CURSOR_PATIENCE: Duration = Duration::from_secs(2);
-
-/// Begins to serve a client, until it goes or has to.
-///
-/// The session goes on in a task of its own: what beginning it took is not kept for as long as it lives.
-///
-/// # Errors
-/// Why it can't begin: its client has been told.
-pub async fn begin<S>(
-    shared: Arc<Shared>,
-    socket: Socket<S>,
-    identity: Identity,
-) -> Result<(), Error>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let opening = shared.metrics.connections.one(Stage::Opening);
-    let opened = match shared.door.turn_to_begin().await {
-        Ok(_turn) => open(&shared, &identity).await,
-        Err(error) => Err(error),
-    };
-    match opened {
-        Ok((seat, state)) => {
-            drop(opening);
-            shared.presence.opened(&identity.user);
-            let metrics = &shared.metrics;
-            metrics.logins.inc(Login::Accepted);
-            let (counted, unacked) = (metrics.connections.one(Stage::Open), metrics.unacked.part());
-            let waiting = shared.waiting.share();
-            let tasks = shared.tasks.clone();
-            let traces = Traces::default();
-            // Boxed: a task keeps what it was given, and once more what becomes of it.
-            let session = Box::new(Session {
-                shared,
-                identity,
-                socket,
-                seat,
-                state,
-                traces,
-                waiting,
-                unacked,
-                counted,
-                is_present: true,
-            });
-            tasks.spawn(session.run());
-            Ok(())
-        }
-        Err(error) => {
-            tracing::warn!(%error, "a session can't begin");
-            shared.metrics.logins.inc(Login::TryAgain);
-            socket.close(error.close_code(), &error.to_string()).await;
-            Err(error)
-        }
-    }
-}
-
-/// Subscribes first and reads then: an event in between is heard live.
-async fn open(shared: &Shared, identity: &Identity) -> Result<(Seat, State), Error> {
-    let opened_at = now_ms();
-    let seat = shared.registry.join(&identity.user, &identity.device, opened_at).await?;
-    let signal = Signal::Opened {
-        device: identity.device.clone(),
-        at: opened_at,
-        gateway: shared.gateway.to_string(),
-        session: seat.id,
-    };
-    shared.signal(&identity.user, &signal).await;
-    // Asked first: what is on its way now is stored then.
-    let latest = shared.cursors.latest(&subject::cursor_key(&identity.user, &identity.device));
-    let mut place = shared.log.place(&identity.user, &identity.device).await?;
-    if let Some(latest) = latest.filter(|latest| *latest > place.cursor) {
-        place = Place::after(latest);
-    }
-    let (limits, metrics, user) =
-        (shared.limits.clone(), shared.metrics.clone(), identity.user.clone());
-    Ok((seat, State::new(user, limits, metrics, place, identity.expires_at, now())))
-}
 
 impl Shared {
     async fn typing(&self, user: UserId, peer: &UserId) {
@@ -365,106 +292,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         None
     }
 
-    /// Does what can be done at once; returns what the loop has to do. `None` if the client is gone.
-    async fn perform(&mut self, out: &mut Vec<Output>) -> Option<Vec<Step>> {
-        let mut steps = Vec::new();
-        let mut messages = Vec::new();
-        // Performing can cause more to perform: a request that can't be published is answered.
-        while !out.is_empty() {
-            for output in std::mem::take(out) {
-                match output {
-                    Output::Send(frame) => {
-                        self.traces.sending(&frame);
-                        messages.push(Message::Text(frame));
-                    }
-                    Output::Answer(id, frame) => {
-                        self.traces.answering(&id, &frame);
-                        messages.push(Message::Text(frame));
-                    }
-                    Output::Ping => messages.push(Message::Ping(bytes::Bytes::new())),
-                    Output::Publish { id, sent_at, traceparent, request } => {
-                        if matches!(request, Request::New(_)) {
-                            self.shared.contacts.meet(&self.identity.user, request.peer());
-                        }
-                        self.publish(id, (sent_at, traceparent), request, out);
-                    }
-                    Output::Typing(peer) => {
-                        let (shared, user) = (self.shared.clone(), self.identity.user.clone());
-                        tokio::spawn(async move { shared.typing(user, &peer).await });
-                    }
-                    Output::Offline => self.go_offline(),
-                    Output::Fetch { after, limit } => steps.push(Step::Fetch { after, limit }),
-                    Output::StoreCursor(cursor) => {
-                        self.store_cursor(cursor);
-                    }
-                    Output::Close(code, reason) => steps.push(Step::Close(code, reason)),
-                }
-            }
-        }
-        if messages.is_empty() {
-            return Some(steps);
-        }
-        let written = self.socket.write(messages).await;
-        self.traces.written(matches!(written, Written::All));
-        match written {
-            Written::All => Some(steps),
-            Written::Gone => None,
-            Written::Stuck => {
-                Some(vec![Step::Close(CloseCode::Idle, "the client does not read".into())])
-            }
-        }
-    }
-
-    fn publish(
-        &mut self,
-        id: RequestId,
-        (sent_at, parent): (i64, Option<Traceparent>),
-        request: Request,
-        out: &mut Vec<Output>,
-    ) {
-        let is_traced = self.shared.sampler.keeps(parent.as_ref());
-        let span = if is_traced { spans::request(parent, &request) } else { Span::none() };
-        let cause = span.traceparent();
-        if let Some(cause) = cause {
-            self.state.traced(&id, TraceId::from_bytes(cause.trace_id()));
-        }
-        self.traces.request(&id, span);
-        let user = &self.identity.user;
-        // The state has refused chats with oneself.
-        let Some(chat) = Chat::between(user, request.peer()) else { return };
-        let command = Command {
-            from: user.clone(),
-            session: self.seat.id,
-            id,
-            sent_at,
-            received_at: now_ms(),
-            traceparent: None,
-            request,
-        };
-        let submitted = if self.waiting.set(self.state.open_requests()) {
-            Err(command.id)
-        } else {
-            self.shared.publisher.submit(&chat, command, cause, &self.seat.inbox)
-        };
-        if let Err(id) = submitted {
-            if !is_traced {
-                spans::keep_error("not_published");
-            }
-            self.state.not_published(&id, now_ms(), out);
-        }
-    }
-
-    fn store_cursor(&self, cursor: EventId) {
-        let key = subject::cursor_key(&self.identity.user, &self.identity.device);
-        self.shared.cursors.store(key, cursor);
-    }
-
-    fn go_offline(&mut self) {
-        if std::mem::take(&mut self.is_present) {
-            self.shared.presence.said_offline(&self.identity.user);
-        }
-    }
-
     async fn end(mut self: Box<Self>, closing: Closing) {
         let door = self.shared.door.clone();
         let _turn = if closing.is_none() { door.turn_to_end().await } else { None };
@@ -499,10 +326,4 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
 /// The runtime's clock, which a test can pause.
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
-}
-
-/// What the session's loop has to do.
-enum Step {
-    Fetch { after: EventId, limit: usize },
-    Close(CloseCode, String),
 }

@@ -3,8 +3,9 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
+use axum::{Router, routing::post};
 use herald_tests::{
-    Client, eventually, http,
+    Client, Scrape, eventually, http,
     observe::{self, Observed},
     otlp::{Receiver, Span},
     port,
@@ -12,6 +13,10 @@ use herald_tests::{
     tree::{Trace, traces},
 };
 use herald_worker::topology::DEFAULT;
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTracePartialSuccess, ExportTraceServiceResponse,
+};
+use prost::Message as _;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
@@ -453,6 +458,36 @@ async fn a_receiver_that_stands_still_costs_spans_that_are_counted_and_nothing_e
     // A handshake is one more.
     let made = 2 * REQUESTS + 1;
     assert!(dropped.is_some_and(|dropped| (made - 1000..=made).contains(&dropped)), "{last}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_receiver_refuses_of_what_it_was_sent_is_counted_and_told() -> Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let endpoint = format!("http://{}", listener.local_addr()?);
+    let refuse = async || {
+        let partial = ExportTracePartialSuccess { rejected_spans: 1, error_message: "full".into() };
+        ExportTraceServiceResponse { partial_success: Some(partial) }.encode_to_vec()
+    };
+    let router = Router::new().route("/v1/traces", post(refuse));
+    let served = tokio::spawn(async move { axum::serve(listener, router).await });
+    let flags =
+        ["--otlp-endpoint".into(), endpoint, "--otlp-protocol".into(), "http/protobuf".into()];
+    let admin = ([127, 0, 0, 1], port::free()?).into();
+    let mut setup = also(setup(&flags, "1"), &["--admin-listen", &format!("{admin}")], &[]);
+    setup.gateways = 1;
+    let site = Site::start(setup).await?;
+    let mut user1 = connect(&site, 0, "User1").await?;
+    user1.request("new", new("k")).await?;
+    eventually("it is counted", PATIENCE, async || {
+        let dropped = Scrape::of(admin).await?.sum("herald_dropped_spans_total", &[])?;
+        ensure!(dropped >= 1.0, "{dropped}");
+        Ok(())
+    })
+    .await?;
+    let log = std::fs::read_to_string(site.logs().join("herald-gateway-2.log"))?;
+    assert!(log.contains("rejected_spans=1 error_message=\"full\""), "{log}");
+    served.abort();
     Ok(())
 }
 

@@ -23,7 +23,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     error::Error,
-    failpoint,
     frame::{Frame, message_of, place},
     members::Share,
     metrics::{DeadLetterCause, Partitions},
@@ -32,6 +31,10 @@ use crate::{
     spans,
     store::Store,
 };
+
+mod settled;
+
+use settled::Settled;
 
 /// Reads one partition.
 pub struct Reader {
@@ -78,45 +81,9 @@ struct Message {
     payload: bytes::Bytes,
 }
 
-/// Deliveries that are settled and not yet acknowledged. One acknowledgement stands for all before it, and nobody waits
-/// for it: it only tells the broker from where on another worker would have to look.
-struct Settled {
-    last: Option<jetstream::Message>,
-    messages: usize,
-    /// When they have to be acknowledged.
-    due: tokio::time::Instant,
-}
-
-/// How long an acknowledgement may wait for more to acknowledge.
-const ACK_INTERVAL: Duration = Duration::from_millis(50);
 const PULL_EXPIRES: Duration = Duration::from_secs(10);
 const PULL_HEARTBEAT: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(500);
-
-impl Default for Settled {
-    fn default() -> Self {
-        Self { last: None, messages: 0, due: tokio::time::Instant::now() }
-    }
-}
-
-impl Settled {
-    fn add(&mut self, mut delivered: Vec<jetstream::Message>) {
-        if self.last.is_none() {
-            self.due = tokio::time::Instant::now() + ACK_INTERVAL;
-        }
-        self.messages += delivered.len();
-        self.last = delivered.pop();
-    }
-
-    async fn acknowledge(&mut self) -> Result<(), Error> {
-        self.messages = 0;
-        if let Some(last) = self.last.take() {
-            last.ack().await.map_err(Error::broker("acknowledge frames"))?;
-            failpoint::step("after-ack");
-        }
-        Ok(())
-    }
-}
 
 /// When a stream was created, in nanoseconds since the Unix epoch: tells it from one of the same name before it.
 pub fn epoch(info: &jetstream::stream::Info) -> i64 {

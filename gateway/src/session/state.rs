@@ -9,7 +9,7 @@ use std::{
 
 use herald_proto::{
     CloseCode, Error, EventId, RequestId, UserId,
-    frame::{Answer, ClientFrame, Refusal, Request, Response, to_text},
+    frame::{Answer, ClientFrame, Refusal, Request},
     metrics::{RequestKind, TraceId},
     telemetry::Traceparent,
 };
@@ -24,6 +24,10 @@ use crate::{
         CatchUp, EventPath, FrameKind, FrameOutcome, Metrics, Origin, RequestOutcome, TypingOutcome,
     },
 };
+
+mod answer;
+
+use answer::{answer, fail, id_of, is_event, text_of, too_large};
 
 /// A session's state.
 #[derive(Debug)]
@@ -408,48 +412,6 @@ impl State {
         .flatten()
         .fold(self.heard_at + self.limits.idle_timeout, Instant::min)
     }
-}
-
-/// Answers what is no open request.
-fn answer(id: Option<String>, clock: i64, answer: Answer, out: &mut Vec<Output>) {
-    out.extend(response(id, clock, answer).map(Output::Send));
-}
-
-/// Ends an open request with an error.
-fn fail(id: RequestId, clock: i64, error: Error, out: &mut Vec<Output>) {
-    let response = response(Some(text_of(&id)), clock, Answer::Failed(error));
-    out.extend(response.map(|frame| Output::Answer(id, frame)));
-}
-
-fn response(id: Option<String>, clock: i64, answer: Answer) -> Option<Utf8Bytes> {
-    let text = to_text(&Response { id, timestamp: clock, answer });
-    text.map(Utf8Bytes::from)
-        .inspect_err(|error| tracing::error!(%error, "a response can't be written"))
-        .ok()
-}
-
-fn too_large(limit: usize) -> Answer {
-    Answer::Failed(Error::too_large(limit))
-}
-
-/// Events are never answered.
-fn is_event(frame: &Result<ClientFrame, Refusal>) -> bool {
-    use ClientFrame::{Offline, Typing, UnknownEvent};
-    matches!(frame, Ok(Typing(_) | Offline | UnknownEvent))
-}
-
-/// The id under which a frame is answered, if it can be read.
-fn id_of(frame: &Result<ClientFrame, Refusal>) -> Option<String> {
-    match frame {
-        Ok(ClientFrame::Request { id, .. }) => Some(text_of(id)),
-        Ok(ClientFrame::Ack(id)) => Some(id.to_string()),
-        Ok(_) => None,
-        Err(refusal) => refusal.id.as_ref().map(text_of),
-    }
-}
-
-fn text_of(id: &RequestId) -> String {
-    id.as_str().to_owned()
 }
 
 #[cfg(test)]

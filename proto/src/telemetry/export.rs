@@ -27,9 +27,15 @@ static DROPPED: AtomicU64 = AtomicU64::new(0);
 /// In minutes.
 static COMPLAINTS: Budget = Budget::new(1);
 
-/// How many spans were dropped since the program began: the queue was full, or the receiver did not take them.
+/// How many spans were dropped since the program began: the queue was full, or the receiver did not take them, or
+/// only a part of them.
 pub fn dropped_spans() -> u64 {
     DROPPED.load(Ordering::Relaxed)
+}
+
+/// Counts spans that the receiver says it has not taken. The exporter itself has told it.
+pub(super) fn refused(count: u64) {
+    DROPPED.fetch_add(count, Ordering::Relaxed);
 }
 
 fn drop_spans(count: usize, why: &str) {

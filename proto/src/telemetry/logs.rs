@@ -5,7 +5,10 @@ use std::{fmt, io::IsTerminal as _};
 
 use opentelemetry::{Context, trace::TraceContextExt};
 use opentelemetry_sdk::trace::SdkTracer;
-use tracing::{Event, Level, Subscriber};
+use tracing::{
+    Event, Level, Metadata, Subscriber,
+    field::{Field, Visit},
+};
 use tracing_subscriber::{
     EnvFilter, Layer, Registry,
     filter::{FilterExt as _, filter_fn},
@@ -13,13 +16,13 @@ use tracing_subscriber::{
         FmtContext,
         format::{FormatEvent, FormatFields, Writer},
     },
-    layer::SubscriberExt,
+    layer::{self, SubscriberExt},
     registry::LookupSpan,
     reload,
     util::SubscriberInitExt,
 };
 
-use super::{Error, OPERATIONS};
+use super::{Error, OPERATIONS, export};
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -73,8 +76,11 @@ pub(super) fn init(
         }
     };
     // Below INFO the NATS client and the WebSocket library tell what passes through them, which is what users write.
-    let discreet =
-        filter_fn(|meta| meta.target().starts_with("herald") || *meta.level() <= Level::INFO);
+    // Of OpenTelemetry's own lines, what we count ourselves is told often enough.
+    let discreet = filter_fn(|meta| {
+        let is_counted = meta.target().starts_with("opentelemetry") && !is_refusal(meta);
+        meta.target().starts_with("herald") || (*meta.level() <= Level::INFO && !is_counted)
+    });
     // What is logged as a warning within an operation is an event of its span.
     let operations = tracer.map(|tracer| {
         let kept = filter_fn(|meta| {
@@ -87,8 +93,35 @@ pub(super) fn init(
     tracing_subscriber::registry()
         .with(logs.with_filter(filter.and(discreet)))
         .with(operations)
+        .with(Refusals.with_filter(filter_fn(is_refusal)))
         .try_init()?;
     Ok(LogLevel { handle, initial: directives.to_owned() })
+}
+
+/// Whether a receiver says that it has taken only a part of what it was sent. The exporter does nothing but log it.
+fn is_refusal(meta: &Metadata<'_>) -> bool {
+    meta.target() == "opentelemetry-otlp" && meta.name().ends_with(".PartialSuccess")
+}
+
+/// Counts what receivers refuse.
+struct Refusals;
+
+impl<S: Subscriber> Layer<S> for Refusals {
+    fn on_event(&self, event: &Event<'_>, _: layer::Context<'_, S>) {
+        event.record(&mut Refused);
+    }
+}
+
+struct Refused;
+
+impl Visit for Refused {
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        if field.name() == "rejected_spans" {
+            export::refused(u64::try_from(value).unwrap_or(0));
+        }
+    }
+
+    fn record_debug(&mut self, _: &Field, _: &dyn fmt::Debug) {}
 }
 
 /// Adds the ids of the current span to a line, under the names that OpenTelemetry gives them outside OTLP.
