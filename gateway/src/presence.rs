@@ -7,7 +7,7 @@
 //! Sessions only count; a task compares what is with what was announced, and tries again until both agree.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -30,8 +30,11 @@ pub struct Presence {
 #[derive(Default)]
 struct Users {
     local: HashMap<UserId, Local>,
-    /// Whose announcement may have to change.
+    /// Whose announcement may have to change now.
     changed: HashSet<UserId>,
+    /// Who may have to be withdrawn later, and when: the first to leave first. All can be in here at once, so nobody is
+    /// looked at before. Who has come back meanwhile is found out then.
+    leaving: VecDeque<(Instant, UserId)>,
 }
 
 #[derive(Default)]
@@ -104,10 +107,18 @@ impl Presence {
         let mut users = self.users();
         let Some(local) = users.local.get_mut(user) else { return };
         local.sessions = local.sessions.saturating_sub(1);
-        if local.sessions == 0 {
-            local.leaves_at = Some(Instant::now() + grace);
+        if local.sessions > 0 {
+            return;
+        }
+        let leaves_at = Instant::now() + grace;
+        local.leaves_at = Some(leaves_at);
+        if local.announced.is_none() || grace.is_zero() {
             users.changed.insert(user.clone());
             self.changed.notify_one();
+        }
+        if !grace.is_zero() {
+            // One grace for all: who comes later leaves later.
+            users.leaving.push_back((leaves_at, user.clone()));
         }
     }
 
@@ -129,20 +140,16 @@ impl Presence {
     fn take_changed(&self) -> Vec<UserId> {
         let mut users = self.users();
         let now = Instant::now();
-        let mut ready = Vec::new();
-        let Users { local, changed, .. } = &mut *users;
-        changed.retain(|user| {
-            let waits = local.get(user).is_some_and(|local| {
-                local.sessions == 0
-                    && local.announced.is_some()
-                    && local.leaves_at.is_some_and(|at| at > now)
-            });
-            if !waits {
-                ready.push(user.clone());
+        let Users { local, changed, leaving } = &mut *users;
+        let is_due = |user: &UserId| {
+            local.get(user).and_then(|local| local.leaves_at).is_some_and(|at| at <= now)
+        };
+        while let Some((_, user)) = leaving.pop_front_if(|(at, _)| *at <= now) {
+            if is_due(&user) {
+                changed.insert(user);
             }
-            waits
-        });
-        ready
+        }
+        changed.drain().collect()
     }
 
     fn announced(&self, user: &UserId, announced: Option<Announced>) {
@@ -178,5 +185,68 @@ impl Presence {
         }
         let all: Vec<UserId> = users.local.keys().cloned().collect();
         users.changed.extend(all);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: Announced = Announced { revision: 1, is_alone: true };
+
+    fn user(name: &str) -> UserId {
+        UserId::new(name).unwrap()
+    }
+
+    fn online(presence: &Presence, user: &UserId) {
+        presence.opened(user);
+        assert_eq!(presence.take_changed(), [user.clone()]);
+        presence.announced(user, Some(KEY));
+    }
+
+    #[test]
+    fn nobody_is_looked_at_while_its_grace_lasts_and_whoever_comes_back_in_it_never_was_away() {
+        let (presence, user) = (Presence::new(Duration::from_secs(3600)), user("a"));
+        online(&presence, &user);
+        presence.lost(&user);
+        assert_eq!(presence.take_changed(), []);
+        presence.opened(&user);
+        assert_eq!(presence.take_changed(), []);
+        assert!(matches!(presence.due(&user), Due::Nothing));
+    }
+
+    #[test]
+    fn who_has_not_come_back_within_its_grace_is_withdrawn() {
+        let (presence, gone, back) = (Presence::new(Duration::from_nanos(1)), user("a"), user("b"));
+        online(&presence, &gone);
+        online(&presence, &back);
+        presence.lost(&gone);
+        presence.lost(&back);
+        presence.opened(&back);
+        std::thread::sleep(Duration::from_millis(1));
+        assert_eq!(presence.take_changed(), [gone.clone()]);
+        assert!(matches!(presence.due(&gone), Due::Withdraw(_)));
+        assert_eq!(presence.take_changed(), []);
+    }
+
+    #[test]
+    fn who_leaves_while_it_is_announced_is_withdrawn_after_its_grace_too() {
+        let (presence, user) = (Presence::new(Duration::from_nanos(1)), user("a"));
+        presence.opened(&user);
+        assert_eq!(presence.take_changed(), [user.clone()]);
+        presence.lost(&user);
+        presence.announced(&user, Some(KEY));
+        std::thread::sleep(Duration::from_millis(1));
+        assert_eq!(presence.take_changed(), [user.clone()]);
+        assert!(matches!(presence.due(&user), Due::Withdraw(_)));
+    }
+
+    #[test]
+    fn who_says_that_it_goes_offline_has_no_grace() {
+        let (presence, user) = (Presence::new(Duration::from_secs(3600)), user("a"));
+        online(&presence, &user);
+        presence.said_offline(&user);
+        assert_eq!(presence.take_changed(), [user.clone()]);
+        assert!(matches!(presence.due(&user), Due::Withdraw(_)));
     }
 }

@@ -49,6 +49,8 @@ pub struct Publisher {
     places: Arc<Semaphore>,
 }
 
+/// The size of most commands, in bytes.
+const USUAL: usize = 512;
 /// A bundle is not extended past this size, in bytes: well below what NATS takes in a message.
 const MAX_BYTES: usize = 256 * 1024;
 
@@ -86,7 +88,8 @@ impl Publisher {
         let partition = self.topology.partition(chat);
         let span = spans::publish(cause, partition);
         command.traceparent = span.traceparent();
-        let Ok(body) = serde_json::to_vec(&command) else { return Err(command.id) };
+        let mut body = Vec::with_capacity(USUAL);
+        let Ok(()) = serde_json::to_writer(&mut body, &command) else { return Err(command.id) };
         let job =
             Job { partition, body, span, id: command.id, inbox: inbox.clone(), _place: place };
         self.jobs.send(job).map_err(|refused| refused.0.id)

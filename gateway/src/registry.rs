@@ -67,8 +67,6 @@ pub struct Seat {
     pub inbox: Arc<Inbox>,
 }
 
-/// The header that names an event for JetStream.
-const MESSAGE_ID: &str = "Nats-Msg-Id";
 /// Events and frames that may wait for a session. Past it the session reads them from its log.
 const INBOX: usize = 256;
 
@@ -152,16 +150,21 @@ impl Registry {
 
     /// Takes what has come through a tap.
     pub fn deliver(&self, tap: u64, headers: &str, payload: &[u8]) {
-        let number = |name: &str| protocol::header(headers, name)?.parse().ok().map(EventId);
-        if let Some(id) = number("Nats-Sequence")
-            && let Some(prev) = number("Nats-Last-Sequence")
-        {
-            let parent = protocol::header(headers, header::TRACEPARENT);
-            let parent: Option<Traceparent> = parent.and_then(|text| text.parse().ok());
+        let (mut id, mut prev, mut message_id, mut parent) = (None, None, None, None);
+        for (name, value) in protocol::fields(headers) {
+            match name {
+                "Nats-Sequence" => id = value.parse().ok().map(EventId),
+                "Nats-Last-Sequence" => prev = value.parse().ok().map(EventId),
+                "Nats-Msg-Id" => message_id = Some(value),
+                header::TRACEPARENT => parent = value.parse::<Traceparent>().ok(),
+                _ => {}
+            }
+        }
+        if let (Some(id), Some(prev)) = (id, prev) {
             if let Some(parent) = parent {
                 self.to_tap(tap, |_| Some(Delivery::Traced(id, parent)));
             }
-            let origin = Origin::of(protocol::header(headers, MESSAGE_ID), parent);
+            let origin = Origin::of(message_id, parent);
             // Copied: the connection's buffer must not be kept for as long as a session takes.
             let body = Bytes::copy_from_slice(payload);
             self.to_tap(tap, |_| Some(Delivery::Live { id, prev, body: body.clone(), origin }));
@@ -201,7 +204,7 @@ impl Registry {
 
     /// Hands workers' answers to the sessions that wait for them.
     pub fn replies(&self, message: &Message) {
-        let Ok(Replies(replies)) = serde_json::from_slice(&message.payload) else {
+        let Ok(Replies(replies)) = serde_json::from_slice::<Replies<'_>>(&message.payload) else {
             tracing::error!("a worker's replies are not readable");
             return;
         };

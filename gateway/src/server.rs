@@ -34,7 +34,7 @@ pub struct Server {
 }
 
 /// How many connections are taken before others have their turn.
-const AT_A_TIME: u64 = 16;
+const AT_A_TIME: u64 = 4;
 /// How long to wait when the system has no more sockets to give.
 const PAUSE: Duration = Duration::from_millis(100);
 /// How long a handshake has its place, however many wait for one.

@@ -292,12 +292,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         None
     }
 
-    async fn end(mut self: Box<Self>, closing: Closing) {
-        let door = self.shared.door.clone();
-        let _turn = if closing.is_none() { door.turn_to_end().await } else { None };
-        let metrics = self.shared.metrics.clone();
-        metrics.closed.inc(closing.as_ref().map_or(Close::Gone, |(code, _)| (*code).into()));
-        self.counted = metrics.connections.one(Stage::Closing);
+    async fn end(self: Box<Self>, closing: Closing) {
+        let shared = self.shared.clone();
+        let Some((code, mut reason)) = closing else {
+            shared.door.end(|| drop(self.leave(Close::Gone))).await;
+            return;
+        };
+        let (socket, _counted) = self.leave(code.into());
+        if code == CloseCode::ServiceRestart {
+            reason = shared.door.come_back(shared.registry.len());
+        }
+        // Wherever the device comes back at once, what it has acked must not come again.
+        if timeout(CURSOR_PATIENCE, shared.cursors.stored()).await.is_err() {
+            tracing::warn!("a cursor takes long to be stored: its device may get events again");
+        }
+        tracing::debug!(herald.close_code = code.code(), %reason, "a session is closed");
+        socket.close(code, &reason).await;
+    }
+
+    /// Gives up everything but the socket, and its place among the connections.
+    fn leave(mut self: Box<Self>, why: Close) -> (Socket<S>, Part) {
+        self.shared.metrics.closed.inc(why);
+        self.counted = self.shared.metrics.connections.one(Stage::Closing);
         let mut out = Vec::new();
         self.state.store_cursor(&mut out);
         for output in out {
@@ -308,18 +324,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         if self.is_present {
             self.shared.presence.lost(&self.identity.user);
         }
-        drop(self.seat);
-        if let Some((code, mut reason)) = closing {
-            if code == CloseCode::ServiceRestart {
-                reason = self.shared.door.come_back(self.shared.registry.len());
-            }
-            // Wherever the device comes back at once, what it has acked must not come again.
-            if timeout(CURSOR_PATIENCE, self.shared.cursors.stored()).await.is_err() {
-                tracing::warn!("a cursor takes long to be stored: its device may get events again");
-            }
-            tracing::debug!(herald.close_code = code.code(), %reason, "a session is closed");
-            self.socket.close(code, &reason).await;
-        }
+        (self.socket, self.counted)
     }
 }
 

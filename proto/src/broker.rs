@@ -149,6 +149,7 @@ async fn log_event(event: Event) {
                 "a subscription overflowed, its messages are dropped"
             );
         }
+        Event::Closed => tracing::info!("the connection to NATS is closed"),
         other => tracing::warn!(event = %other, "NATS"),
     }
 }

@@ -26,11 +26,14 @@ pub const MAX_COMMANDS: usize = 256;
 
 impl Bundle {
     /// The same as JSON, from commands that are JSON already.
-    pub fn join<'a>(gateway: &str, commands: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
-        let mut bundle = br#"{"gateway":"#.to_vec();
-        bundle.extend(serde_json::Value::from(gateway).to_string().into_bytes());
+    pub fn join<'a>(gateway: &str, commands: impl Iterator<Item = &'a [u8]> + Clone) -> Vec<u8> {
+        let gateway = serde_json::Value::from(gateway).to_string();
+        let size = commands.clone().fold(gateway.len(), |size, command| size + command.len() + 1);
+        let mut bundle = Vec::with_capacity(size + br#"{"gateway":,"commands":[]}"#.len());
+        bundle.extend(br#"{"gateway":"#);
+        bundle.extend(gateway.into_bytes());
         bundle.extend(br#","commands":["#);
-        for (n, command) in commands.into_iter().enumerate() {
+        for (n, command) in commands.enumerate() {
             if n > 0 {
                 bundle.push(b',');
             }
@@ -64,19 +67,18 @@ pub struct Command {
 
 /// One worker's answers to one gateway, as many as a batch gave: the body of a message on `reply.<gateway>`.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Replies<'a>(#[serde(borrow)] pub Vec<Reply<'a>>);
+pub struct Replies<'a, F = &'a RawValue>(#[serde(borrow)] pub Vec<Reply<'a, F>>);
 
 /// The answer to one [`Command`].
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Reply<'a> {
+pub struct Reply<'a, F = &'a RawValue> {
     /// The session that asked.
     pub session: u64,
     /// The client's id of the request.
     #[serde(borrow)]
     pub id: Cow<'a, str>,
-    /// The response frame, ready to be sent.
-    #[serde(borrow)]
-    pub frame: Cow<'a, RawValue>,
+    /// The response frame: what a worker has to say, or what a gateway sends as it came.
+    pub frame: F,
 }
 
 /// What gateways tell a user's sessions directly on `live.<user>`; never stored.
@@ -122,7 +124,10 @@ pub struct Contacts(pub Vec<Vec<UserId>>);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::payload::Mark;
+    use crate::{
+        frame::{Answer, Response},
+        payload::Mark,
+    };
 
     #[test]
     fn golden_bytes_of_a_bundle() {
@@ -143,7 +148,7 @@ mod tests {
             text,
             r#"{"from":"User2","session":7,"id":"101","sent_at":1700200000000,"received_at":1700200000001,"request":{"payloadType":"read","payload":{"chatId":"User1"}}}"#
         );
-        let bundle = Bundle::join("g\"1", [text.as_bytes(), text.as_bytes()]);
+        let bundle = Bundle::join("g\"1", [text.as_bytes(), text.as_bytes()].into_iter());
         let expected = Bundle { gateway: "g\"1".into(), commands: vec![command.clone(), command] };
         assert_eq!(bundle, serde_json::to_vec(&expected).unwrap());
         assert_eq!(serde_json::from_slice::<Bundle>(&bundle).unwrap(), expected);
@@ -152,8 +157,13 @@ mod tests {
     #[test]
     fn replies_carry_frames_untouched() {
         let text = r#"[{"session":7,"id":"1\"x","frame":{"type":"response", "id":"1"}}]"#;
-        let Replies(replies) = serde_json::from_str(text).unwrap();
+        let Replies(replies) = serde_json::from_str::<Replies<'_>>(text).unwrap();
         assert_eq!(replies[0].id, "1\"x");
         assert_eq!(replies[0].frame.get(), r#"{"type":"response", "id":"1"}"#);
+        let frame = Response { id: Some("1".into()), timestamp: 2, answer: Answer::Delivered };
+        let written = Replies(vec![Reply { session: 7, id: "1".into(), frame: &frame }]);
+        let written = serde_json::to_string(&written).unwrap();
+        let Replies(replies) = serde_json::from_str::<Replies<'_>>(&written).unwrap();
+        assert_eq!(replies[0].frame.get(), serde_json::to_string(&frame).unwrap());
     }
 }

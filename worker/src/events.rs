@@ -151,7 +151,7 @@ impl Events {
         let streams: Vec<usize> =
             (0..batches.len()).filter(|&n| batches.get(n).is_some_and(|b| !b.is_empty())).collect();
         batches.retain(|batch| !batch.is_empty());
-        let pending = match self.appender.send(&batches).await {
+        let pending = match self.appender.send(batches).await {
             Ok(pending) => pending,
             Err(error) => {
                 spans.iter_mut().for_each(|span| span.fail("not_sent"));

@@ -11,7 +11,6 @@ use herald_proto::{
     header, subject,
     wire::{Replies, Reply},
 };
-use serde_json::value::to_raw_value;
 
 use crate::{
     error::Error,
@@ -39,6 +38,8 @@ pub struct Answered {
 
 /// The most replies in one message.
 const REPLIES_PER_MESSAGE: usize = 256;
+/// The size of most replies, in bytes.
+const USUAL: usize = 256;
 
 impl Publisher {
     /// A publisher on this connection.
@@ -58,9 +59,9 @@ impl Publisher {
         for (gateway, answers) in by_gateway {
             let subject = subject::reply(&gateway);
             for some in answers.chunks(REPLIES_PER_MESSAGE) {
-                let replies = some.iter().map(reply).collect::<Result<Vec<_>, _>>();
-                let body = replies.and_then(|replies| serde_json::to_vec(&Replies(replies)));
-                let body = body.map_err(|error| Error::Unreadable("a reply", error))?;
+                let mut body = Vec::with_capacity(some.len() * USUAL);
+                serde_json::to_writer(&mut body, &Replies(some.iter().map(reply).collect()))
+                    .map_err(|error| Error::Unreadable("a reply", error))?;
                 self.client.publish(subject.clone(), body.into()).await?;
             }
         }
@@ -107,8 +108,7 @@ pub struct DeadLetter {
     pub body: bytes::Bytes,
 }
 
-fn reply(answer: &Answered) -> Result<Reply<'_>, serde_json::Error> {
+fn reply(answer: &Answered) -> Reply<'_, &Response> {
     let id = answer.response.id.as_deref().unwrap_or_default();
-    let frame = to_raw_value(&answer.response)?;
-    Ok(Reply { session: answer.session, id: id.into(), frame: std::borrow::Cow::Owned(frame) })
+    Reply { session: answer.session, id: id.into(), frame: &answer.response }
 }

@@ -65,7 +65,9 @@ const FEWEST: usize = 8;
 /// The most: each may hold [`SHARE`].
 const MOST: usize = 2048;
 /// How many are answered before others have their turn.
-const AT_A_TIME: usize = 16;
+const AT_A_TIME: usize = 4;
+/// How many are served from what is kept before others have their turn.
+const SERVED_AT_A_TIME: usize = 64;
 /// About how much one reader is given at once, in bytes. Who has more to read asks again.
 const SHARE: usize = 16 * 1024;
 /// How many messages may be read for each reader: about what it costs the broker to find ten events for one that reads
@@ -228,9 +230,12 @@ impl EventLog {
                 *tail = whole;
             }
             Some(_) => {
-                for reader in by_subject.values_mut().flatten() {
+                for (count, reader) in (1..).zip(by_subject.values_mut().flatten()) {
                     tail.of(&reader.subject.clone(), reader.after.0)
                         .for_each(|event| reader.take(event));
+                    if count % SERVED_AT_A_TIME == 0 {
+                        tokio::task::yield_now().await;
+                    }
                 }
             }
         }

@@ -18,8 +18,6 @@ pub(super) struct DirectGet<'a> {
     pub(super) seq: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) next_by_subj: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) last_by_subj: Option<&'a str>,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     pub(super) multi_last: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]

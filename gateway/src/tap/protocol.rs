@@ -97,12 +97,12 @@ fn message<'a>(
     Ok(Some((Op::Message { sid, headers, payload }, line + size + 2)))
 }
 
-/// A header's value.
-pub fn header<'a>(headers: &'a str, name: &str) -> Option<&'a str> {
+/// A message's headers: each one's name and value.
+pub fn fields(headers: &str) -> impl Iterator<Item = (&str, &str)> {
     // The first line is the version.
-    headers.split("\r\n").skip(1).find_map(|line| {
-        let value = line.strip_prefix(name)?.strip_prefix(':')?;
-        Some(value.trim_ascii())
+    headers.lines().skip(1).filter_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        Some((name, value.trim_ascii()))
     })
 }
 
@@ -140,11 +140,11 @@ mod tests {
     }
 
     #[test]
-    fn a_header_is_found_by_its_whole_name() {
-        let headers = "NATS/1.0\r\nNats-Sequence-X: 1\r\nNats-Sequence:12\r\n\r\n";
-        assert_eq!(header(headers, "Nats-Sequence"), Some("12"));
-        assert_eq!(header(headers, "Nats"), None);
-        assert_eq!(header("", "Nats-Sequence"), None);
+    fn headers_are_names_and_values_and_the_version_is_none() {
+        let headers = "NATS/1.0\r\nNats-Sequence-X: 1\r\nNats-Sequence:12\r\nA: b:c \r\n\r\n";
+        let all: Vec<_> = fields(headers).collect();
+        assert_eq!(all, [("Nats-Sequence-X", "1"), ("Nats-Sequence", "12"), ("A", "b:c")]);
+        assert_eq!(fields("").count(), 0);
     }
 
     #[test]

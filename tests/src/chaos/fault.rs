@@ -161,7 +161,9 @@ impl Fault {
                 // `return` is what the action is called; what it does is up to the fail point.
                 worker.launch_with(&format!("{}={after}*off->return", step.name()))?;
                 let ended = worker.process()?.wait();
-                tokio::time::timeout(STEP, ended).await.context("it never came to the step")??;
+                tokio::time::timeout(STEP, ended)
+                    .await
+                    .context("it never came to the step (has the worker its fail points?)")??;
                 chaos.deaths.push(chaos.fleet.now());
                 worker.start().await
             }

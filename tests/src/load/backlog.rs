@@ -208,7 +208,7 @@ async fn take(
         };
         let message = message.context("the broker is gone")?;
         let now = Instant::now();
-        let Replies(replies) = serde_json::from_slice(&message.payload)?;
+        let Replies(replies) = serde_json::from_slice::<Replies<'_>>(&message.payload)?;
         for reply in &replies {
             let chat = answered.get_mut(usize::try_from(reply.session)?).context("no such chat")?;
             let key: u64 = reply.id.trim_start_matches('n').parse()?;

@@ -10,6 +10,7 @@ use super::{
         Measured, Process, Traffic,
         figure::{self, Figure},
     },
+    stats::Errors,
     traffic, watched,
 };
 use crate::otlp::Receiver;
@@ -48,7 +49,10 @@ pub async fn run(args: &Args, untraced: &Parts) -> Result<(Measured, Vec<String>
             let traffic = traffic::run(args, parts.urls(), &watched(args, Some(parts))).await?;
             costs.push(Cost::of(&traffic));
             measured.faults += traffic.faults;
-            measured.errors.extend(traffic.errors);
+            for (code, errors) in traffic.errors {
+                let of_all = measured.errors.entry(code).or_insert(Errors { count: 0, ..errors });
+                of_all.count += errors.count;
+            }
             measured.endings.extend(traffic.endings);
         }
     }

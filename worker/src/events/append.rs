@@ -73,14 +73,14 @@ impl Appender {
     ///
     /// # Errors
     /// If the connection is closed.
-    pub(super) async fn send(&mut self, batches: &[Vec<Message>]) -> Result<Pending, Error> {
+    pub(super) async fn send(&mut self, batches: Vec<Vec<Message>>) -> Result<Pending, Error> {
         // An answer to a batch that was given up must not be taken for one of these.
         let first = self.batches;
         self.batches += batches.len() as u64;
+        let sizes = batches.iter().map(|batch| batch.len() as u64).collect();
         for (id, batch) in (first..).zip(batches) {
             self.send_batch(id, batch).await?;
         }
-        let sizes = batches.iter().map(|batch| batch.len() as u64).collect();
         Ok(Pending { first, sizes, ends: HashMap::new(), sent_at: Instant::now() })
     }
 
@@ -113,7 +113,7 @@ impl Appender {
 
     /// Sends a batch. The server is asked to confirm only its end: `flow` is how many messages it may take without
     /// a word, and no batch is larger.
-    async fn send_batch(&self, id: u64, batch: &[Message]) -> Result<(), Error> {
+    async fn send_batch(&self, id: u64, batch: Vec<Message>) -> Result<(), Error> {
         let last = batch.len();
         for (n, message) in (1..).zip(batch) {
             let operation = match n {
@@ -123,8 +123,7 @@ impl Appender {
             };
             let Self { name, inbox, .. } = self;
             let reply = format!("{inbox}.{name}-{id}.{}.fail.{n}.{operation}.$FI", u16::MAX);
-            let (subject, headers) = (message.subject.clone(), message.headers.clone());
-            let payload = message.payload.clone();
+            let Message { subject, headers, payload } = message;
             self.client.publish_with_reply_and_headers(subject, reply, headers, payload).await?;
         }
         Ok(())
