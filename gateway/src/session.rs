@@ -311,7 +311,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     }
 
     /// Gives up everything but the socket, and its place among the connections.
-    fn leave(mut self: Box<Self>, why: Close) -> (Socket<S>, Part) {
+    fn leave(mut self, why: Close) -> (Socket<S>, Part) {
         self.shared.metrics.closed.inc(why);
         self.counted = self.shared.metrics.connections.one(Stage::Closing);
         let mut out = Vec::new();
