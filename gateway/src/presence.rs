@@ -190,6 +190,8 @@ impl Presence {
 
 #[cfg(test)]
 mod tests {
+    use std::slice;
+
     use super::*;
 
     const KEY: Announced = Announced { revision: 1, is_alone: true };
@@ -200,7 +202,7 @@ mod tests {
 
     fn online(presence: &Presence, user: &UserId) {
         presence.opened(user);
-        assert_eq!(presence.take_changed(), [user.clone()]);
+        assert_eq!(presence.take_changed(), slice::from_ref(user));
         presence.announced(user, Some(KEY));
     }
 
@@ -224,7 +226,7 @@ mod tests {
         presence.lost(&back);
         presence.opened(&back);
         std::thread::sleep(Duration::from_millis(1));
-        assert_eq!(presence.take_changed(), [gone.clone()]);
+        assert_eq!(presence.take_changed(), slice::from_ref(&gone));
         assert!(matches!(presence.due(&gone), Due::Withdraw(_)));
         assert_eq!(presence.take_changed(), []);
     }
@@ -233,11 +235,11 @@ mod tests {
     fn who_leaves_while_it_is_announced_is_withdrawn_after_its_grace_too() {
         let (presence, user) = (Presence::new(Duration::from_nanos(1)), user("a"));
         presence.opened(&user);
-        assert_eq!(presence.take_changed(), [user.clone()]);
+        assert_eq!(presence.take_changed(), slice::from_ref(&user));
         presence.lost(&user);
         presence.announced(&user, Some(KEY));
         std::thread::sleep(Duration::from_millis(1));
-        assert_eq!(presence.take_changed(), [user.clone()]);
+        assert_eq!(presence.take_changed(), slice::from_ref(&user));
         assert!(matches!(presence.due(&user), Due::Withdraw(_)));
     }
 
@@ -246,7 +248,7 @@ mod tests {
         let (presence, user) = (Presence::new(Duration::from_secs(3600)), user("a"));
         online(&presence, &user);
         presence.said_offline(&user);
-        assert_eq!(presence.take_changed(), [user.clone()]);
+        assert_eq!(presence.take_changed(), slice::from_ref(&user));
         assert!(matches!(presence.due(&user), Due::Withdraw(_)));
     }
 }
