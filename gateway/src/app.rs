@@ -10,7 +10,6 @@ use async_nats::{
     Client,
     jetstream::{Context, context::ContextBuilder},
 };
-use futures::StreamExt;
 use herald_proto::{
     UserId, broker, instance,
     metrics::{Kind, Registry as Metered, nats, otlp, process},
@@ -30,7 +29,8 @@ use crate::{
     door::Door,
     error::Error,
     leases::Leases,
-    log::EventLog,
+    link::{Link, dial::Dialer},
+    log::{EventLog, Reads},
     metrics::Metrics,
     presence::{Announcer, Presence, announcer::TELLING},
     publisher::Publisher,
@@ -38,7 +38,6 @@ use crate::{
     routes,
     server::Server,
     session::Shared,
-    tap::{Tap, dial::Dialer},
     waiting::Waiting,
 };
 
@@ -76,30 +75,31 @@ pub async fn run(
         config.gateway_id.clone().unwrap_or_else(|| instance::name("gateway")).into();
     let name = format!("herald-gateway {gateway}");
     let client = broker::connect(&config.broker, &name, subject::GATEWAY_INBOX).await?;
-    // Reads have a connection of their own: the broker does what comes over one connection one after the other, and
-    // what is published must not wait until a long log is read.
-    let reads =
-        broker::connect(&config.broker, &format!("{name} reads"), subject::GATEWAY_INBOX).await?;
-    let context = |client: &Client| {
-        ContextBuilder::new()
-            .ack_timeout(PUBLISH_TIMEOUT)
-            .timeout(PUBLISH_TIMEOUT)
-            .max_ack_inflight(config.limits.max_publishes)
-            .backpressure_on_inflight(true)
-            .build(client.clone())
-    };
-    let jetstream = context(&client);
+    let jetstream = ContextBuilder::new()
+        .ack_timeout(PUBLISH_TIMEOUT)
+        .timeout(PUBLISH_TIMEOUT)
+        .max_ack_inflight(config.limits.max_publishes)
+        .backpressure_on_inflight(true)
+        .build(client.clone());
     let Some(topology) = topology(&jetstream, &stop).await else { return Ok(()) };
 
     let (cut, gone) = (CancellationToken::new(), CancellationToken::new());
     let (tasks, sessions) = (TaskTracker::new(), TaskTracker::new());
-    let log = EventLog::open(reads.clone(), context(&reads), topology).await?;
+    // Reads have a connection of their own: the broker does what comes over one connection one after the other, and
+    // what is published must not wait until a long log is read.
+    let reads = Arc::new(Reads::new());
+    tasks.spawn({
+        let dialer = Dialer::new(&config.broker, format!("{name} reads"))?;
+        let (reads, gone) = (reads.clone(), gone.clone());
+        async move { reads.run(dialer, gone).await }
+    });
+    let log = EventLog::open(reads, jetstream.clone(), topology).await?;
     let mut metered = Metered::new();
     let metrics = Arc::new(Metrics::new(&mut metered));
     process::register(&mut metered, "herald-gateway");
     nats::register(&mut metered, &client);
     let dialer = Dialer::new(&config.broker, format!("{name} tap"))?;
-    let tap = Arc::new(Tap::new());
+    let tap = Arc::new(Link::new("replies and live events"));
     let max_sessions = config.limits.max_sessions;
     let registry = Registry::new(tap.clone(), gateway.clone(), max_sessions, metrics.clone());
     let presence = Presence::new(config.grace);
@@ -126,11 +126,10 @@ pub async fn run(
     };
     tasks.spawn({
         let (tap, registry, gone) = (tap.clone(), registry.clone(), gone.clone());
-        async move { tap.run(dialer, registry, gone).await }
+        async move { tap.run(dialer, &registry, gone).await }
     });
     tasks.spawn(leases.clone().watch(gone.clone()));
     tasks.spawn(announcer.run(stop.clone()));
-    tasks.spawn(replies(client.clone(), gateway.clone(), registry.clone(), gone.clone()));
     tasks.spawn(sweep(
         client.clone(),
         tap.clone(),
@@ -223,7 +222,7 @@ pub async fn run(
 
 /// What is asked for when metrics are read.
 #[expect(clippy::cast_precision_loss, reason = "Prometheus' numbers are f64")]
-fn counts(metered: &mut Metered, waiting: &Waiting, presence: &Presence, tap: &Arc<Tap>) {
+fn counts(metered: &mut Metered, waiting: &Waiting, presence: &Presence, tap: &Arc<Link>) {
     let (waiting, presence) = (waiting.clone(), presence.clone());
     let (connected, connects) = (tap.clone(), tap.clone());
     metered.read(
@@ -277,29 +276,10 @@ async fn read_topology(jetstream: &Context) -> anyhow::Result<Topology> {
     Ok(serde_json::from_slice(&stored)?)
 }
 
-/// Hands workers' replies out until told to stop.
-async fn replies(client: Client, gateway: Arc<str>, registry: Registry, stop: CancellationToken) {
-    loop {
-        match client.subscribe(subject::reply(&gateway)).await {
-            Ok(replies) => {
-                replies
-                    .take_until(stop.cancelled())
-                    .for_each(async |message| registry.replies(&message))
-                    .await;
-            }
-            Err(error) => tracing::error!(%error, "can't subscribe to replies, trying again"),
-        }
-        if stop.is_cancelled() {
-            return;
-        }
-        tokio::time::sleep(TOPOLOGY_PAUSE).await;
-    }
-}
-
 /// Compares sessions with their logs now and then: a live event can be lost, and then the log knows more.
 async fn sweep(
     client: Client,
-    tap: Arc<Tap>,
+    tap: Arc<Link>,
     log: EventLog,
     registry: Registry,
     every: Duration,

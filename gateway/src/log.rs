@@ -12,10 +12,7 @@ use std::{
     time::Instant,
 };
 
-use async_nats::{
-    Client,
-    jetstream::{Context, kv},
-};
+use async_nats::jetstream::{Context, kv};
 use herald_proto::{DeviceId, EventId, UserId, subject, topology::Topology};
 use tokio::sync::Mutex;
 
@@ -28,14 +25,15 @@ mod tail;
 
 pub use bucket::BucketKey;
 use crowd::{Crowd, Turn};
+pub use direct::Reads;
 use direct::{DirectGet, Stored};
 
 /// The logs. Clones share everything.
 #[derive(Clone)]
 pub struct EventLog {
-    client: Client,
+    reads: Arc<Reads>,
     jetstream: Context,
-    cursors: kv::Store,
+    cursors: Arc<kv::Store>,
     topology: Topology,
     /// For each event stream a sequence that it has reached: where a device without any event begins.
     reached: Arc<[AtomicU64]>,
@@ -48,7 +46,7 @@ pub struct EventLog {
     /// Who reads each stream.
     crowds: Arc<[Crowd]>,
     /// The bucket that says which logs are void.
-    jumps: kv::Store,
+    jumps: Arc<kv::Store>,
 }
 
 /// How far a stream reaches.
@@ -101,31 +99,33 @@ const MAX_BYTES: usize = 256 * 1024;
 /// The most events read from a log at once: far fewer than a subscription may hold.
 const MAX_EVENTS: usize = 1024;
 impl EventLog {
-    /// The logs on this connection.
+    /// The logs, which are read through `reads`.
     ///
     /// # Errors
     /// If the streams or buckets are missing.
     pub async fn open(
-        client: Client,
+        reads: Arc<Reads>,
         jetstream: Context,
         topology: Topology,
     ) -> Result<Self, Error> {
         let cursors = jetstream
             .get_key_value(subject::CURSORS)
             .await
-            .map_err(Error::broker("open CURSORS"))?;
+            .map_err(Error::broker("open CURSORS"))?
+            .into();
         let reached = (0..topology.event_streams).map(|_| AtomicU64::new(0)).collect();
         let jumps = jetstream
             .get_key_value(subject::TOPOLOGY)
             .await
-            .map_err(Error::broker("open TOPOLOGY"))?;
+            .map_err(Error::broker("open TOPOLOGY"))?
+            .into();
         let crowds = (0..topology.event_streams).map(|_| Crowd::new()).collect();
         let extents = (0..topology.event_streams).map(|_| Mutex::default()).collect();
         let last = || Last::new("look up last messages", TOGETHER);
         let ends = (0..topology.event_streams).map(|_| last()).collect();
         let stored = Arc::new(last());
         let log = Self {
-            client,
+            reads,
             jetstream,
             cursors,
             topology,
@@ -138,6 +138,11 @@ impl EventLog {
         };
         log.refresh().await?;
         Ok(log)
+    }
+
+    /// Whether logs can be read: there is a connection.
+    pub fn is_connected(&self) -> bool {
+        self.reads.is_connected()
     }
 
     /// Learns how far the streams are.
@@ -204,7 +209,7 @@ impl EventLog {
         let look_up = async |subjects: Vec<String>| {
             let batch = Some(subjects.len());
             let request = DirectGet { multi_last: &subjects, batch, ..DirectGet::default() };
-            let found = self.get(stream, &request).await?.into_iter();
+            let found = self.reads.get(stream, &request).await?.into_iter();
             let mut found: HashMap<_, _> =
                 found.map(|found| (found.subject.clone(), found)).collect();
             Ok(subjects.iter().map(|subject| found.remove(subject.as_str())).collect())
@@ -277,13 +282,13 @@ impl EventLog {
             ..DirectGet::default()
         };
         let name = subject::events(stream);
-        let mut events = self.get(&name, &from(after.0)).await?;
+        let mut events = self.reads.get(&name, &from(after.0)).await?;
         let is_there = events.first().is_some_and(|first| first.sequence == after.0);
         if is_there {
             let own = events.remove(0);
             if events.is_empty() && own.pending > 0 {
                 // As large as an answer may be.
-                events = self.get(&name, &from(after.0 + 1)).await?;
+                events = self.reads.get(&name, &from(after.0 + 1)).await?;
             }
         }
         // The answer ends where its bytes do, if not before.
@@ -355,7 +360,7 @@ impl EventLog {
                 batch: Some(subjects.len()),
                 ..DirectGet::default()
             };
-            for found in self.get(&subject::events(stream), &request).await? {
+            for found in self.reads.get(&subject::events(stream), &request).await? {
                 if let Some(user) = by_subject.remove(&*found.subject) {
                     ends.push((user.clone(), void.max(EventId(found.sequence))));
                 }

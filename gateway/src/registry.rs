@@ -1,11 +1,11 @@
-//! Which sessions this gateway has, and whom what comes through the live taps is for: one for each connected user.
+//! Which sessions this gateway has, and whom workers' replies are for, and what comes through the live taps: one for each
+//! connected user.
 
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use async_nats::Message;
 use bytes::Bytes;
 use herald_proto::{
     CloseCode, DeviceId, EventId, UserId, header, subject,
@@ -17,14 +17,17 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 use crate::{
     error::Error,
     inbox::{Delivery, Inbox},
+    link::{
+        self, Link, Receive,
+        protocol::{self, Message},
+    },
     metrics::{Metrics, Origin},
-    tap::{Tap, protocol},
 };
 
 /// The sessions of a gateway. Clones share them.
 #[derive(Clone)]
 pub struct Registry {
-    tap: Arc<Tap>,
+    tap: Arc<Link>,
     gateway: Arc<str>,
     sessions: Arc<Mutex<Sessions>>,
     max_sessions: usize,
@@ -67,13 +70,15 @@ pub struct Seat {
     pub inbox: Arc<Inbox>,
 }
 
+/// The number of the subscription to replies; taps have others.
+const REPLIES: u64 = 0;
 /// Events and frames that may wait for a session. Past it the session reads them from its log.
 const INBOX: usize = 256;
 
 impl Registry {
     /// An empty registry.
     pub fn new(
-        tap: Arc<Tap>,
+        tap: Arc<Link>,
         gateway: Arc<str>,
         max_sessions: usize,
         metrics: Arc<Metrics>,
@@ -141,15 +146,8 @@ impl Registry {
         Ok(Seat { registry: self.clone(), user: user.clone(), id, opened_at: now, inbox })
     }
 
-    /// All taps: number and subject.
-    pub fn for_each_tap(&self, mut each: impl FnMut(u64, &str)) {
-        for (tap, user) in &self.sessions().by_tap {
-            each(*tap, &subject::live(user));
-        }
-    }
-
     /// Takes what has come through a tap.
-    pub fn deliver(&self, tap: u64, headers: &str, payload: &[u8]) {
+    fn deliver(&self, tap: u64, headers: &str, payload: &[u8]) {
         let (mut id, mut prev, mut message_id, mut parent) = (None, None, None, None);
         for (name, value) in protocol::fields(headers) {
             match name {
@@ -203,8 +201,8 @@ impl Registry {
     }
 
     /// Hands workers' answers to the sessions that wait for them.
-    pub fn replies(&self, message: &Message) {
-        let Ok(Replies(replies)) = serde_json::from_slice::<Replies<'_>>(&message.payload) else {
+    fn replies(&self, payload: &[u8]) {
+        let Ok(Replies(replies)) = serde_json::from_slice::<Replies<'_>>(payload) else {
             tracing::error!("a worker's replies are not readable");
             return;
         };
@@ -215,6 +213,27 @@ impl Registry {
                 inbox.push(Delivery::Reply { id: reply.id.into_owned(), frame });
             }
         }
+    }
+}
+
+/// Workers' replies, and live taps: one subscription for each user.
+impl Receive for Registry {
+    fn subscribe(&self, commands: &mut String) {
+        link::subscribe(commands, REPLIES, &subject::reply(&self.gateway));
+        for (tap, user) in &self.sessions().by_tap {
+            link::subscribe(commands, *tap, &subject::live(user));
+        }
+    }
+
+    fn receive(&self, message: &Message<'_>) {
+        match message.sid {
+            REPLIES => self.replies(message.payload),
+            tap => self.deliver(tap, message.headers, message.payload),
+        }
+    }
+
+    fn lost(&self) {
+        // Events that come meanwhile are found by the sweep; who waits for a reply asks again.
     }
 }
 

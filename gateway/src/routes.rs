@@ -48,6 +48,7 @@ async fn ready(State(app): State<App>) -> (StatusCode, &'static str) {
         (StatusCode::SERVICE_UNAVAILABLE, "draining\n")
     } else if app.shared.client.connection_state() != connection::State::Connected
         || !app.shared.tap.is_connected()
+        || !app.shared.log.is_connected()
     {
         (StatusCode::SERVICE_UNAVAILABLE, "no connection to NATS\n")
     } else {

@@ -38,7 +38,7 @@ const AT_A_TIME: u64 = 4;
 /// How long to wait when the system has no more sockets to give.
 const PAUSE: Duration = Duration::from_millis(100);
 /// How long a handshake has its place, however many wait for one.
-const MOMENT: Duration = Duration::from_secs(1);
+const MOMENT: Duration = Duration::from_secs(2);
 
 /// Handshakes under way, oldest first.
 #[derive(Clone, Default)]

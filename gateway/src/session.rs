@@ -33,13 +33,13 @@ use crate::{
     door::Door,
     error::Error,
     inbox::{Delivery, Inbox},
+    link::Link,
     log::EventLog,
     metrics::{Close, Metrics, Stage},
     presence::Presence,
     publisher::Publisher,
     registry::{Registry, Seat},
     spans::Source,
-    tap::Tap,
     waiting::{Share, Waiting},
 };
 
@@ -82,8 +82,8 @@ pub struct Shared {
     pub waiting: Waiting,
     /// Where sessions are found.
     pub registry: Registry,
-    /// The connection for live events.
-    pub tap: Arc<Tap>,
+    /// The connection for replies and live events.
+    pub tap: Arc<Link>,
     /// Who is told that users come and go.
     pub presence: Presence,
     /// Whom to tell.

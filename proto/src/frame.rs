@@ -3,6 +3,8 @@
 //! [`ClientFrame::parse`] takes what a client sent; [`Response`] and [`Event`] are what it gets. An event lies in
 //! its user's log without `id` and `prev`, which only the log knows: [`with_id`] puts them in on the way out.
 
+use std::fmt::Write;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, value::RawValue};
 
@@ -380,8 +382,14 @@ pub fn to_text(frame: &impl Serialize) -> Result<String, serde_json::Error> {
 ///
 /// Working on the text spares a parse of every event that passes the gateway.
 pub fn with_id(body: &str, id: EventId, prev: EventId) -> Option<String> {
+    /// Two numbers of up to 20 digits, and what is around them.
+    const MORE: usize = 56;
     let rest = body.strip_prefix('{')?;
-    Some(format!("{{\"id\":{id},\"prev\":{prev},{rest}"))
+    let mut frame = String::with_capacity(rest.len() + MORE);
+    // Writing to a string can't fail.
+    let _ = write!(frame, "{{\"id\":{id},\"prev\":{prev},");
+    frame.push_str(rest);
+    Some(frame)
 }
 
 /// The `eventType` of an event as this service writes it, in the log or on its way out; `None` if it is nothing of ours.

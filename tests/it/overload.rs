@@ -216,7 +216,7 @@ async fn a_handshake_that_is_never_finished_ends_with_its_deadline() -> Result<(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn handshakes_are_bounded_and_the_slowest_give_way() -> Result<()> {
-    const DAWDLERS: usize = 40;
+    const DAWDLERS: usize = 24;
     const MOST: usize = 8;
     let most = MOST.to_string();
     let flags = ["--handshake-timeout", "1h", "--max-handshakes", &most];

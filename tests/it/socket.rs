@@ -14,13 +14,13 @@ use herald_gateway::{
     contacts::Contacts,
     cursors::Cursors,
     door::Door,
-    log::EventLog,
+    link::{Link, dial::Dialer},
+    log::{EventLog, Reads},
     metrics::Metrics,
     presence::Presence,
     publisher::Publisher,
     registry::Registry,
     session::{self, Identity, Shared, Socket},
-    tap::{Tap, dial::Dialer},
     waiting::Waiting,
 };
 use herald_proto::{DeviceId, UserId, telemetry::Sampler, topology::Topology};
@@ -41,19 +41,24 @@ async fn session(cluster: &Cluster, bytes: usize) -> Result<WebSocketStream<Dupl
     let context = jetstream::new(client.clone());
     let topology = Topology { partitions: 8, event_streams: 1 };
     let gateway: Arc<str> = "in-memory".into();
-    let tap = Arc::new(Tap::new());
+    let tap = Arc::new(Link::new("replies and live events"));
     let metrics = Arc::<Metrics>::default();
     let registry = Registry::new(tap.clone(), gateway.clone(), 10, metrics.clone());
     let dialer = Dialer::new(&config.broker, "tap".into())?;
     tokio::spawn({
         let (tap, registry) = (tap.clone(), registry.clone());
-        async move { tap.run(dialer, registry, CancellationToken::new()).await }
+        async move { tap.run(dialer, &registry, CancellationToken::new()).await }
+    });
+    let reads = Arc::new(Reads::new());
+    tokio::spawn({
+        let (dialer, reads) = (Dialer::new(&config.broker, "reads".into())?, reads.clone());
+        async move { reads.run(dialer, CancellationToken::new()).await }
     });
     let shared = Arc::new(Shared {
         gateway: gateway.clone(),
         limits: Arc::new(config.limits.clone()),
         client: client.clone(),
-        log: EventLog::open(client.clone(), context.clone(), topology).await?,
+        log: EventLog::open(reads, context.clone(), topology).await?,
         cursors: Cursors::new(),
         publisher: Publisher::start(
             client.clone(),

@@ -1,9 +1,6 @@
 //! What buckets hold: who is online, and through which gateway.
 
-use async_nats::{
-    HeaderMap,
-    jetstream::{kv, stream::RawMessageErrorKind},
-};
+use async_nats::jetstream::{kv, stream::RawMessageErrorKind};
 use futures::StreamExt;
 
 use super::{DirectGet, EventLog, Stored};
@@ -37,7 +34,7 @@ impl EventLog {
         let subjects: Vec<String> = keys.iter().map(|key| format!("{prefix}{key}")).collect();
         let request =
             DirectGet { multi_last: &subjects, batch: Some(MULTI_LAST), ..DirectGet::default() };
-        let found = self.get(&format!("KV_{bucket}"), &request).await?;
+        let found = self.reads.get(&format!("KV_{bucket}"), &request).await?;
         let key = |stored: Stored| {
             let key = stored.subject.strip_prefix(&prefix)?.to_owned();
             Some(BucketKey { key, revision: stored.sequence, is_removed: stored.is_removed })
@@ -91,14 +88,12 @@ impl EventLog {
             };
             from = found.sequence + 1;
             if let Some(key) = found.subject.strip_prefix(&bucket.prefix) {
-                let is_removed = is_removal(&found.headers);
+                let is_removed = REMOVALS.iter().any(|name| found.headers.get(*name).is_some());
                 keys.push(BucketKey { key: key.to_owned(), revision: found.sequence, is_removed });
             }
         }
     }
 }
 
-/// Whether a message marks the end of its key: its removal, or the end of its time.
-pub(super) fn is_removal(headers: &HeaderMap) -> bool {
-    headers.get("KV-Operation").is_some() || headers.get("Nats-Marker-Reason").is_some()
-}
+/// The headers of a message that marks the end of its key: its removal, or the end of its time.
+pub(super) const REMOVALS: [&str; 2] = ["KV-Operation", "Nats-Marker-Reason"];

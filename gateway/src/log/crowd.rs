@@ -13,7 +13,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use herald_proto::{EventId, subject};
 use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 
@@ -68,6 +67,8 @@ const MOST: usize = 2048;
 const AT_A_TIME: usize = 4;
 /// How many are served from what is kept before others have their turn.
 const SERVED_AT_A_TIME: usize = 64;
+/// How many events that were read are taken before others have their turn.
+const TAKEN_AT_A_TIME: usize = 128;
 /// About how much one reader is given at once, in bytes. Who has more to read asks again.
 const SHARE: usize = 16 * 1024;
 /// How many messages may be read for each reader: about what it costs the broker to find ten events for one that reads
@@ -142,7 +143,7 @@ impl Crowd {
             let mut waiting = self.waiting();
             if waiting.crowded_at.is_none_or(|at| at.elapsed() >= KEPT) {
                 waiting.crowded_at = None;
-                tail.clear();
+                forget(&mut tail);
                 return;
             }
         }
@@ -220,24 +221,16 @@ impl EventLog {
         match tail.from() {
             None => tail.restart(first),
             Some(kept) if first < kept => {
-                let mut whole = Tail::default();
-                whole.restart(first);
-                self.read_on(stream, &mut whole, Some(kept), &mut by_subject).await?;
-                let next = tail.next();
-                let events = tail.take();
-                events.iter().for_each(|event| hand(&mut by_subject, event));
-                whole.append(events, next);
-                *tail = whole;
-            }
-            Some(_) => {
-                for (count, reader) in (1..).zip(by_subject.values_mut().flatten()) {
-                    tail.of(&reader.subject.clone(), reader.after.0)
-                        .for_each(|event| reader.take(event));
-                    if count % SERVED_AT_A_TIME == 0 {
-                        tokio::task::yield_now().await;
-                    }
+                let mut older = Tail::default();
+                older.restart(first);
+                self.read_on(stream, &mut older, Some(kept), &mut by_subject).await?;
+                serve(tail, &mut by_subject).await;
+                while tail.prepend(&mut older, TAKEN_AT_A_TIME) {
+                    tokio::task::yield_now().await;
                 }
+                forget(&mut older);
             }
+            Some(_) => serve(tail, &mut by_subject).await,
         }
         self.read_on(stream, tail, None, &mut by_subject).await?;
         for (count, reader) in (1..).zip(by_subject.into_values().flatten()) {
@@ -267,18 +260,19 @@ impl EventLog {
                 max_bytes: Some(MAX_BYTES),
                 ..DirectGet::default()
             };
-            let mut found = self.get(&name, &request).await?;
+            let mut found = self.reads.get(&name, &request).await?;
             let (next, is_end) = cut(&mut found, until, tail.next());
             if is_end && until.is_some_and(|until| next < until) {
                 return Err(Error::broker("read a log")("a replica that lags has answered"));
             }
-            found.iter().for_each(|event| hand(readers, event));
-            // Copied, each by itself: what it was read with is larger, and gone when the last of it is.
-            let copied = |event| {
-                let Stored { payload, .. } = &event;
-                Stored { payload: Bytes::copy_from_slice(payload), ..event }
-            };
-            tail.append(found.into_iter().map(copied).collect(), next);
+            while !found.is_empty() {
+                let rest = found.split_off(found.len().min(TAKEN_AT_A_TIME));
+                found.iter().for_each(|event| hand(readers, event));
+                let next = rest.first().map_or(next, |event| event.sequence);
+                tail.append(std::mem::replace(&mut found, rest), next);
+                tokio::task::yield_now().await;
+            }
+            tail.append(found, next);
             if is_end {
                 return Ok(());
             }
@@ -299,6 +293,22 @@ fn cut(found: &mut Vec<Stored>, until: Option<u64>, next: u64) -> (u64, bool) {
 
 /// Those who are read for, by whose events they want.
 type Readers = HashMap<String, Vec<Reader>>;
+
+/// Forgets what was kept. To give so much memory back takes long: others must not wait for it.
+fn forget(tail: &mut Tail) {
+    let all = std::mem::take(tail);
+    tokio::task::spawn_blocking(move || drop(all));
+}
+
+/// Gives each reader its events of those that are kept.
+async fn serve(tail: &Tail, readers: &mut Readers) {
+    for (count, reader) in (1..).zip(readers.values_mut().flatten()) {
+        tail.of(&reader.subject.clone(), reader.after.0).for_each(|event| reader.take(event));
+        if count % SERVED_AT_A_TIME == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
 
 fn hand(readers: &mut Readers, event: &Stored) {
     let readers = readers.get_mut(&*event.subject).into_iter().flatten();

@@ -1,15 +1,27 @@
 //! Batched direct gets (ADR-31): messages of a stream, read from whichever replica answers.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use async_nats::StatusCode;
 use bytes::Bytes;
-use futures::StreamExt;
-use herald_proto::{header, telemetry::Traceparent};
+use herald_proto::{header, subject, telemetry::Traceparent};
 use serde::Serialize;
+use tokio::{sync::oneshot, time::timeout};
+use tokio_util::sync::CancellationToken;
 
-use super::{EventLog, bucket};
-use crate::{error::Error, metrics::Origin};
+use super::bucket::REMOVALS;
+use crate::{
+    error::Error,
+    link::{
+        self, Link, Receive,
+        dial::Dialer,
+        protocol::{self, Message},
+    },
+    metrics::Origin,
+};
 
 /// What is asked for.
 #[derive(Serialize, Default)]
@@ -27,7 +39,7 @@ pub(super) struct DirectGet<'a> {
 }
 
 /// A message of a stream, as a direct get returns it.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub(super) struct Stored {
     pub(super) subject: Arc<str>,
     pub(super) sequence: u64,
@@ -39,12 +51,60 @@ pub(super) struct Stored {
     pub(super) pending: u64,
 }
 
-/// How long an answer, or the next message of one, may take.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// The header of a batch's messages that counts what comes after them (ADR-31).
-const NUM_PENDING: &str = "Nats-Num-Pending";
+/// Direct gets, on a connection of their own.
+pub struct Reads {
+    link: Link,
+    /// What answers come under, each with its number.
+    inbox: String,
+    asked: Mutex<Asked>,
+}
 
-impl EventLog {
+/// What was asked for and is not answered.
+#[derive(Default)]
+struct Asked {
+    last: u64,
+    answers: HashMap<u64, Answer>,
+}
+
+/// An answer on its way.
+struct Answer {
+    found: Vec<Stored>,
+    whole: oneshot::Sender<Result<Vec<Stored>, Error>>,
+}
+
+/// Somebody waits for an answer; dropping it ends the waiting.
+struct Waiting<'a> {
+    reads: &'a Reads,
+    number: u64,
+}
+
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+const WHAT: &str = "read a log";
+
+impl Reads {
+    /// Reads without a connection: [`run`](Self::run) makes one.
+    #[allow(clippy::new_without_default)] // a default would hide that it has to run
+    pub fn new() -> Self {
+        let inbox = format!("{}.{:016x}", subject::GATEWAY_INBOX, fastrand::u64(..));
+        Self { link: Link::new("reads"), inbox, asked: Mutex::default() }
+    }
+
+    /// Keeps a connection until `stop`.
+    pub async fn run(&self, dialer: Dialer, stop: CancellationToken) {
+        self.link.run(dialer, self, stop).await;
+    }
+
+    /// Whether there is a connection.
+    pub fn is_connected(&self) -> bool {
+        self.link.is_connected()
+    }
+
+    fn asked(&self) -> MutexGuard<'_, Asked> {
+        // Every change is whole, whoever panicked while holding the lock.
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Asks for messages, and returns them all.
     ///
     /// # Errors
@@ -54,60 +114,176 @@ impl EventLog {
         stream: &str,
         request: &DirectGet<'_>,
     ) -> Result<Vec<Stored>, Error> {
-        const WHAT: &str = "read a log";
-        let inbox = self.client.new_inbox();
-        let mut answers =
-            self.client.subscribe(inbox.clone()).await.map_err(Error::broker(WHAT))?;
-        let body = serde_json::to_vec(request).map_err(|_| Error::Unreadable("a direct get"))?;
-        let api = format!("$JS.API.DIRECT.GET.{stream}");
-        self.client
-            .publish_with_reply(api, inbox, body.into())
-            .await
-            .map_err(Error::broker(WHAT))?;
-        let mut found: Vec<Stored> = Vec::new();
-        loop {
-            let answer = tokio::time::timeout(PATIENCE, answers.next())
-                .await
-                .map_err(|_| Error::Silent(WHAT))?;
-            let Some(answer) = answer else { return Err(Error::Silent(WHAT)) };
-            // Each message names the one before it, and the end the last one: nothing is left out unnoticed.
-            let before = answer.headers.as_ref().and_then(|headers| {
-                header::number(headers, async_nats::header::NATS_LAST_SEQUENCE)
-            });
-            let last = found.last().map_or(0, |last| last.sequence);
-            if before.is_some_and(|before| before != last) {
-                return Err(Error::broker(WHAT)("a part of the answer was lost"));
-            }
-            match answer.status {
-                None | Some(StatusCode::OK) => found.push(stored(answer)?),
-                // End of batch, and nothing found.
-                Some(status) if status.as_u16() == 204 || status == StatusCode::NOT_FOUND => {
-                    return Ok(found);
-                }
-                Some(status) => {
-                    let why = format!("{status} {}", answer.description.unwrap_or_default());
-                    return Err(Error::broker(WHAT)(why));
-                }
-            }
+        let body = serde_json::to_string(request).map_err(|_| Error::Unreadable("a direct get"))?;
+        let (whole, answered) = oneshot::channel();
+        let number = {
+            let mut asked = self.asked();
+            asked.last += 1;
+            let number = asked.last;
+            asked.answers.insert(number, Answer { found: Vec::new(), whole });
+            number
+        };
+        let _waiting = Waiting { reads: self, number };
+        let reply = format!("{}.{number}", self.inbox);
+        if !self.link.request(&format!("$JS.API.DIRECT.GET.{stream}"), &reply, &body) {
+            return Err(Error::broker(WHAT)("there is no connection"));
+        }
+        match timeout(PATIENCE, answered).await {
+            Ok(Ok(found)) => found,
+            Ok(Err(_)) => Err(Error::broker(WHAT)("the connection was lost")),
+            Err(_) => Err(Error::Silent(WHAT)),
         }
     }
 }
 
-fn stored(message: async_nats::Message) -> Result<Stored, Error> {
-    let headers = message.headers.as_ref().ok_or(Error::Unreadable("a stored message"))?;
-    let traceparent = header::traceparent(Some(headers));
-    let message_id = headers.get(async_nats::header::NATS_MESSAGE_ID).map(AsRef::as_ref);
-    Ok(Stored {
-        subject: headers
-            .get(async_nats::header::NATS_SUBJECT)
-            .map(|subject| subject.as_str().into())
-            .ok_or(Error::Unreadable("a stored message"))?,
-        sequence: header::number(headers, async_nats::header::NATS_SEQUENCE)
-            .ok_or(Error::Unreadable("a stored message"))?,
-        traceparent,
-        origin: Origin::of(message_id, traceparent),
-        is_removed: bucket::is_removal(headers),
-        pending: header::number(headers, NUM_PENDING).unwrap_or(0),
-        payload: message.payload,
-    })
+impl Receive for Reads {
+    fn subscribe(&self, commands: &mut String) {
+        link::subscribe(commands, 1, &format!("{}.*", self.inbox));
+    }
+
+    fn receive(&self, message: &Message<'_>) {
+        let number = message.subject.rsplit_once('.').and_then(|(_, number)| number.parse().ok());
+        let Some(number) = number else { return };
+        let mut asked = self.asked();
+        // One that nobody waits for any more is left.
+        let Some(answer) = asked.answers.get_mut(&number) else { return };
+        let whole = match answer.take(message) {
+            Ok(false) => return,
+            Ok(true) => Ok(std::mem::take(&mut answer.found)),
+            Err(error) => Err(error),
+        };
+        if let Some(answer) = asked.answers.remove(&number) {
+            // Nobody may wait for it any more.
+            let _ = answer.whole.send(whole);
+        }
+    }
+
+    fn lost(&self) {
+        self.asked().answers.clear();
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.reads.asked().answers.remove(&self.number);
+    }
+}
+
+impl Answer {
+    /// Takes a part of it; returns whether that is its end.
+    fn take(&mut self, message: &Message<'_>) -> Result<bool, Error> {
+        let Message { headers, payload, .. } = *message;
+        let (mut subject, mut sequence, mut pending, mut before) = (None, None, 0, None);
+        let (mut message_id, mut traceparent, mut is_removed) = (None, None, false);
+        for (name, value) in protocol::fields(headers) {
+            match name {
+                "Nats-Subject" => subject = Some(value),
+                "Nats-Sequence" => sequence = value.parse().ok(),
+                "Nats-Num-Pending" => pending = value.parse().unwrap_or(0),
+                "Nats-Last-Sequence" => before = value.parse().ok(),
+                "Nats-Msg-Id" => message_id = Some(value),
+                header::TRACEPARENT => traceparent = value.parse().ok(),
+                _ => is_removed |= REMOVALS.contains(&name),
+            }
+        }
+        // Each message names the one before it, and the end the last one: nothing is left out unnoticed.
+        let last = self.found.last().map_or(0, |last| last.sequence);
+        if before.is_some_and(|before: u64| before != last) {
+            return Err(Error::broker(WHAT)("a part of the answer was lost"));
+        }
+        match protocol::status(headers) {
+            None => {}
+            // End of batch, and nothing found.
+            Some(("204" | "404", _)) => return Ok(true),
+            Some((code, why)) => return Err(Error::broker(WHAT)(format!("{code} {why}"))),
+        }
+        let (Some(subject), Some(sequence)) = (subject, sequence) else {
+            return Err(Error::Unreadable("a stored message"));
+        };
+        self.found.push(Stored {
+            subject: subject.into(),
+            sequence,
+            traceparent,
+            origin: Origin::of(message_id, traceparent),
+            is_removed,
+            // Copied: the connection's buffer must not be kept for as long as what is read.
+            payload: Bytes::copy_from_slice(payload),
+            pending,
+        });
+        Ok(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message<'a>(headers: &'a str, payload: &'a [u8]) -> Message<'a> {
+        Message { sid: 1, subject: "inbox.1", headers, payload }
+    }
+
+    fn part(sequence: u64, before: u64, more: &str) -> String {
+        format!(
+            "NATS/1.0\r\nNats-Subject: events.0.a\r\nNats-Sequence: {sequence}\r\nNats-Num-Pending: 3\r\n\
+             Nats-Last-Sequence: {before}\r\n{more}\r\n"
+        )
+    }
+
+    fn answer() -> Answer {
+        Answer { found: Vec::new(), whole: oneshot::channel().0 }
+    }
+
+    #[test]
+    fn an_answer_is_taken_up_to_its_end() {
+        let mut answer = answer();
+        let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let more = format!("Nats-Msg-Id: 17f-7-2001-18bdbd12a01\r\ntraceparent: {traceparent}\r\n");
+        assert!(!answer.take(&message(&part(5, 0, &more), b"one")).unwrap());
+        assert!(!answer.take(&message(&part(8, 5, "KV-Operation: DEL\r\n"), b"")).unwrap());
+        let end = "NATS/1.0 204 EOB\r\nNats-Num-Pending: 0\r\nNats-Last-Sequence: 8\r\n\r\n";
+        assert!(answer.take(&message(end, b"")).unwrap());
+        let [one, two] = &answer.found[..] else { panic!("{:?}", answer.found) };
+        assert_eq!((one.sequence, &*one.subject, &one.payload[..]), (5, "events.0.a", &b"one"[..]));
+        assert_eq!((one.pending, one.origin.at, one.is_removed), (3, 1_700_200_000_001, false));
+        assert_eq!(one.traceparent.map(|parent| parent.to_string()).as_deref(), Some(traceparent));
+        assert!((two.sequence, two.is_removed) == (8, true) && two.traceparent.is_none());
+    }
+
+    #[test]
+    fn a_part_that_was_lost_is_noticed() {
+        let mut lost = answer();
+        assert!(!lost.take(&message(&part(5, 0, ""), b"")).unwrap());
+        assert!(lost.take(&message(&part(9, 8, ""), b"")).is_err());
+        let mut lost = answer();
+        let end = "NATS/1.0 204 EOB\r\nNats-Last-Sequence: 8\r\n\r\n";
+        assert!(lost.take(&message(end, b"")).is_err());
+    }
+
+    #[test]
+    fn nothing_found_is_no_error_and_anything_else_is() {
+        let nothing = message("NATS/1.0 404 Message Not Found\r\n\r\n", b"");
+        assert!(answer().take(&nothing).unwrap());
+        for headers in
+            ["NATS/1.0 503\r\n\r\n", "NATS/1.0 408 Bad Request\r\n\r\n", "NATS/1.0\r\n\r\n", ""]
+        {
+            assert!(answer().take(&message(headers, b"")).is_err(), "{headers}");
+        }
+    }
+
+    #[tokio::test]
+    async fn without_a_connection_nobody_waits() {
+        let reads = Reads::new();
+        let error = reads.get("EVENTS_0", &DirectGet::default()).await.unwrap_err();
+        assert_eq!(error.to_string(), "read a log: there is no connection");
+        assert!(reads.asked().answers.is_empty());
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_is_told_that_the_connection_is_lost() {
+        let reads = Reads::new();
+        let (whole, answered) = oneshot::channel();
+        reads.asked().answers.insert(7, Answer { found: Vec::new(), whole });
+        reads.lost();
+        assert!(answered.await.is_err());
+    }
 }

@@ -47,15 +47,10 @@ impl Tail {
         self.bytes < LIMIT / 2
     }
 
-    /// Forgets everything.
-    pub(super) fn clear(&mut self) {
-        *self = Self::default();
-    }
-
     /// Forgets what the stream does not hold any more: all before `first`; everything, if it ends before what was read.
     pub(super) fn fit(&mut self, first: u64, last: u64) {
         if self.next > last + 1 {
-            self.clear();
+            *self = Self::default();
         }
         while self.events.front().is_some_and(|oldest| oldest.sequence < first) {
             self.drop_oldest();
@@ -76,9 +71,24 @@ impl Tail {
         }
     }
 
-    /// Takes everything out.
-    pub(super) fn take(&mut self) -> Vec<Stored> {
-        std::mem::take(self).events.into()
+    /// Takes over what lies directly before it, newest first, as far as there is room, at most so many events. Returns
+    /// whether there is more to be taken over.
+    pub(super) fn prepend(&mut self, older: &mut Self, at_most: usize) -> bool {
+        for _ in 0..at_most {
+            let Some(event) = older.events.pop_back() else {
+                self.from = older.from;
+                return false;
+            };
+            if self.bytes + size(&event) > LIMIT {
+                return false;
+            }
+            let subject = self.intern(&event);
+            self.from = event.sequence;
+            self.bytes += size(&event);
+            self.by_subject.entry(subject.clone()).or_default().push_front(event.sequence);
+            self.events.push_front(Stored { subject, ..event });
+        }
+        true
     }
 
     /// A subject's events, from the first one at or after `from` on.
@@ -167,6 +177,35 @@ mod tests {
         let mut tail = tail(10..16);
         tail.fit(1, 14);
         assert_eq!((tail.from(), of(&tail, "even", 0)), (None, vec![]));
+    }
+
+    #[test]
+    fn what_lies_before_it_is_taken_over_step_by_step() {
+        let (mut newer, mut older) = (tail(14..16), tail(10..14));
+        assert!(newer.prepend(&mut older, 3));
+        assert_eq!((newer.from(), of(&newer, "even", 0)), (Some(11), vec![12, 14]));
+        assert!(!newer.prepend(&mut older, 3));
+        assert_eq!((newer.from(), newer.next()), (Some(10), 16));
+        assert_eq!(
+            (of(&newer, "even", 0), of(&newer, "odd", 0)),
+            (vec![10, 12, 14], vec![11, 13, 15])
+        );
+        // The first sequences can be nobody's.
+        let mut empty = Tail::default();
+        empty.restart(7);
+        assert!(!newer.prepend(&mut empty, 3));
+        assert_eq!(newer.from(), Some(7));
+    }
+
+    #[test]
+    fn no_more_is_taken_over_than_there_is_room_for() {
+        let mut newer = tail(14..16);
+        let mut older = Tail::default();
+        older.restart(10);
+        older.append((10..13).map(|n| event("large", n, LIMIT / 3)).collect(), 14);
+        assert!(!newer.prepend(&mut older, 9));
+        assert_eq!((newer.from(), of(&newer, "large", 0)), (Some(11), vec![11, 12]));
+        assert!(newer.bytes <= LIMIT);
     }
 
     #[test]

@@ -25,7 +25,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     /// Does what can be done at once; returns what the loop has to do. `None` if the client is gone.
     pub(super) async fn perform(&mut self, out: &mut Vec<Output>) -> Option<Vec<Step>> {
         let mut steps = Vec::new();
-        let mut messages = Vec::new();
+        let mut messages = Vec::with_capacity(out.len());
         // Performing can cause more to perform: a request that can't be published is answered.
         while !out.is_empty() {
             for output in std::mem::take(out) {

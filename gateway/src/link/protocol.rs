@@ -1,4 +1,4 @@
-//! What a NATS server says to a client, as far as a tap needs it (NATS' client protocol, "Client Protocol" in its
+//! What a NATS server says to a client, as far as a link needs it (NATS' client protocol, "Client Protocol" in its
 //! manual). Pure, and without a copy.
 
 use serde::Deserialize;
@@ -17,14 +17,20 @@ pub enum Op<'a> {
     /// Something was not.
     Refused(&'a str),
     /// A message for a subscription.
-    Message {
-        /// The subscription.
-        sid: u64,
-        /// The message's headers, as they are sent; empty if it has none.
-        headers: &'a str,
-        /// The message.
-        payload: &'a [u8],
-    },
+    Message(Message<'a>),
+}
+
+/// A message, as it lies in the connection's buffer.
+#[derive(Debug, PartialEq)]
+pub struct Message<'a> {
+    /// The subscription.
+    pub sid: u64,
+    /// The subject it came on.
+    pub subject: &'a str,
+    /// Its headers, as they are sent; empty if it has none.
+    pub headers: &'a str,
+    /// What it says.
+    pub payload: &'a [u8],
 }
 
 /// What a server tells about itself.
@@ -75,7 +81,7 @@ pub fn parse(bytes: &[u8]) -> Result<Option<(Op<'_>, usize)>, Malformed> {
 
 /// `MSG subject sid [reply] size` or `HMSG subject sid [reply] size-of-headers size`; then the bytes and a line's end.
 fn message<'a>(
-    arguments: &str,
+    arguments: &'a str,
     has_headers: bool,
     rest: &'a [u8],
     line: usize,
@@ -83,7 +89,8 @@ fn message<'a>(
     let number = |text: Option<&str>| {
         text.and_then(|text| text.parse::<usize>().ok()).filter(|n| *n <= MAX_PAYLOAD)
     };
-    let sid = arguments.split(' ').nth(1).and_then(|sid| sid.parse().ok()).ok_or(Malformed)?;
+    let (subject, numbers) = arguments.split_once(' ').ok_or(Malformed)?;
+    let sid = numbers.split(' ').next().and_then(|sid| sid.parse().ok()).ok_or(Malformed)?;
     let mut sizes = arguments.rsplit(' ');
     let size = number(sizes.next()).ok_or(Malformed)?;
     let head = if has_headers { number(sizes.next()).ok_or(Malformed)? } else { 0 };
@@ -94,7 +101,13 @@ fn message<'a>(
     if end != b"\r\n" {
         return Err(Malformed);
     }
-    Ok(Some((Op::Message { sid, headers, payload }, line + size + 2)))
+    Ok(Some((Op::Message(Message { sid, subject, headers, payload }), line + size + 2)))
+}
+
+/// What a message without content is there for, if it says so in its headers: a code like HTTP's, and a description.
+pub fn status(headers: &str) -> Option<(&str, &str)> {
+    let (_version, status) = headers.lines().next()?.split_once(' ')?;
+    Some(status.split_once(' ').unwrap_or((status, "")))
 }
 
 /// A message's headers: each one's name and value.
@@ -134,9 +147,14 @@ mod tests {
             "Info(Info { tls_required: true, nonce: None, connect_urls: [\"a:1\"] })"
         );
         assert_eq!(ops[4], "Refused(\"'Permissions Violation'\")");
-        assert_eq!(ops[5], "Message { sid: 7, headers: \"\", payload: [104, 105] }");
-        assert!(ops[6].starts_with("Message { sid: 8, headers: \"NATS/1.0"), "{}", ops[6]);
-        assert_eq!(ops[7], "Message { sid: 9, headers: \"\", payload: [] }");
+        let text = |op: &str| op.replace("Message(Message ", "");
+        assert_eq!(
+            text(&ops[5]),
+            "{ sid: 7, subject: \"live.a\", headers: \"\", payload: [104, 105] })"
+        );
+        let start = "{ sid: 8, subject: \"live.b\", headers: \"NATS/1.0";
+        assert!(text(&ops[6]).starts_with(start), "{}", ops[6]);
+        assert_eq!(text(&ops[7]), "{ sid: 9, subject: \"live.c\", headers: \"\", payload: [] })");
     }
 
     #[test]
@@ -145,6 +163,18 @@ mod tests {
         let all: Vec<_> = fields(headers).collect();
         assert_eq!(all, [("Nats-Sequence-X", "1"), ("Nats-Sequence", "12"), ("A", "b:c")]);
         assert_eq!(fields("").count(), 0);
+    }
+
+    #[test]
+    fn a_status_is_a_code_and_what_it_means() {
+        assert_eq!(status("NATS/1.0 204 EOB\r\nA: b\r\n\r\n"), Some(("204", "EOB")));
+        assert_eq!(
+            status("NATS/1.0 404 Message Not Found\r\n"),
+            Some(("404", "Message Not Found"))
+        );
+        assert_eq!(status("NATS/1.0 503\r\n\r\n"), Some(("503", "")));
+        assert_eq!(status("NATS/1.0\r\nA: b c\r\n\r\n"), None);
+        assert_eq!(status(""), None);
     }
 
     #[test]

@@ -1,8 +1,9 @@
-//! The live taps: what comes for the users that are connected here, on one connection of its own.
+//! A lean connection to NATS, for what comes in masses: live events, and what is read from logs.
 //!
 //! `async-nats` gives each subscription a channel, which takes 6 KB of memory before anything is in it, and a task to
-//! empty it another 800 bytes: as much as all the rest of an idle session. Here one task reads the connection and
-//! leaves each message in the inboxes of the sessions it is for.
+//! empty it another 800 bytes: as much as all the rest of an idle session. And it takes a message's headers apart into
+//! a map, which costs several times what is done with them here. A link has one task, which reads the connection and
+//! hands each message on as it lies there.
 
 use std::{
     collections::VecDeque,
@@ -25,16 +26,28 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{error::Error, registry::Registry};
+use crate::error::Error;
 
 pub mod dial;
 pub mod protocol;
 
 use dial::{Dialer, Opened, Stream};
-use protocol::{Op, parse};
+use protocol::{Message, Op, parse};
 
-/// Takes subscriptions for the connection.
-pub struct Tap {
+/// Who takes what comes in on a link.
+pub trait Receive: Sync {
+    /// Writes the subscriptions that a new connection begins with.
+    fn subscribe(&self, commands: &mut String);
+    /// Takes a message. Others wait meanwhile.
+    fn receive(&self, message: &Message<'_>);
+    /// The connection is gone, and with it whatever was on its way.
+    fn lost(&self);
+}
+
+/// Takes commands for the connection.
+pub struct Link {
+    /// What it is for, as the log names it.
+    purpose: &'static str,
     left: Mutex<Left>,
     arrived: Notify,
     /// The last round that the server has confirmed.
@@ -62,11 +75,11 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// How much is read at once, in bytes.
 const BUFFER: usize = 64 * 1024;
 
-impl Tap {
-    /// Taps without a connection: [`run`](Self::run) makes one.
-    #[allow(clippy::new_without_default)] // a default would hide that it has to run
-    pub fn new() -> Self {
+impl Link {
+    /// A link without a connection: [`run`](Self::run) makes one. `purpose` is what it is for, as the log names it.
+    pub fn new(purpose: &'static str) -> Self {
         Self {
+            purpose,
             left: Mutex::new(Left { round: 1, ..Left::default() }),
             arrived: Notify::new(),
             confirmed: watch::Sender::new(0),
@@ -89,23 +102,33 @@ impl Tap {
         self.connects.load(Ordering::Acquire)
     }
 
-    /// Subscribes under a number of the caller's.
+    /// Subscribes under a number of the caller's. Without a connection nothing is done: the next one begins with all
+    /// subscriptions.
     pub fn subscribe(&self, sid: u64, subject: &str) {
         self.command(|commands| subscribe(commands, sid, subject));
     }
 
     /// Ends a subscription.
     pub fn unsubscribe(&self, sid: u64) {
-        self.command(|commands| unsubscribe(commands, sid));
+        let command = format!("UNSUB {sid}\r\n");
+        self.command(|commands| commands.push_str(&command));
     }
 
-    fn command(&self, write: impl FnOnce(&mut String)) {
+    /// Sends a message that is answered on `reply`; returns whether there is a connection to send it on.
+    pub fn request(&self, subject: &str, reply: &str, body: &str) -> bool {
+        let command = format!("PUB {subject} {reply} {}\r\n{body}\r\n", body.len());
+        self.command(|commands| commands.push_str(&command))
+    }
+
+    fn command(&self, write: impl FnOnce(&mut String)) -> bool {
         let mut left = self.left();
-        if left.is_connected {
+        let is_connected = left.is_connected;
+        if is_connected {
             write(&mut left.commands);
             drop(left);
             self.arrived.notify_one();
         }
+        is_connected
     }
 
     /// Waits until the server has made every subscription that was asked for before.
@@ -122,19 +145,19 @@ impl Tap {
         let mut confirmed = self.confirmed.subscribe();
         match timeout(PATIENCE, confirmed.wait_for(|last| *last >= round)).await {
             Ok(_) => Ok(()),
-            Err(_) => Err(Error::Silent("subscribe to a user's events")),
+            Err(_) => Err(Error::Silent("subscribe")),
         }
     }
 
-    /// Keeps a connection until `stop`, and hands what comes in to the registry.
-    pub async fn run(&self, mut dialer: Dialer, registry: Registry, stop: CancellationToken) {
+    /// Keeps a connection until `stop`, and hands what comes in to `receiver`.
+    pub async fn run(&self, mut dialer: Dialer, receiver: &impl Receive, stop: CancellationToken) {
         let mut attempts = 0;
         loop {
             let work = async {
                 match dialer.dial().await {
                     Ok(opened) => {
                         attempts = 0;
-                        self.serve(opened, &registry).await
+                        self.serve(opened, receiver).await
                     }
                     Err(error) => error,
                 }
@@ -144,7 +167,8 @@ impl Tap {
                 () = stop.cancelled() => return,
             };
             self.end();
-            tracing::warn!(%error, "no connection to NATS for live events, trying again");
+            receiver.lost();
+            tracing::warn!(%error, herald.purpose = self.purpose, "no connection to NATS, trying again");
             tokio::select! {
                 () = sleep(broker::reconnect_delay(attempts)) => attempts += 1,
                 () = stop.cancelled() => return,
@@ -153,10 +177,10 @@ impl Tap {
     }
 
     /// Works on one connection until it breaks; returns why.
-    async fn serve(&self, opened: Opened, registry: &Registry) -> io::Error {
+    async fn serve(&self, opened: Opened, receiver: &impl Receive) -> io::Error {
         let Opened { stream, read } = opened;
         let mut connection = Connection { stream, read, pings: VecDeque::new(), was_heard: true };
-        match self.work(&mut connection, registry).await {
+        match self.work(&mut connection, receiver).await {
             Ok(never) => match never {},
             Err(error) => error,
         }
@@ -165,12 +189,12 @@ impl Tap {
     async fn work(
         &self,
         connection: &mut Connection,
-        registry: &Registry,
+        receiver: &impl Receive,
     ) -> io::Result<Infallible> {
         self.begin();
         // Listed after it: who comes later leaves a command. The server ignores a subscription that it has already.
         let mut all = String::new();
-        registry.for_each_tap(|sid, subject| subscribe(&mut all, sid, subject));
+        receiver.subscribe(&mut all);
         let (later, round) = self.take(true);
         connection.send(all + &later, round).await?;
         let first = connection.pings.back().copied();
@@ -178,12 +202,15 @@ impl Tap {
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ping.reset();
         loop {
+            let mut is_flood = false;
             tokio::select! {
                 read = connection.stream.read_buf(&mut connection.read) => {
-                    if read? == 0 {
+                    let read = read?;
+                    if read == 0 {
                         return Err(io::ErrorKind::UnexpectedEof.into());
                     }
                     connection.was_heard = true;
+                    is_flood = read >= BUFFER / 2;
                 }
                 () = self.arrived.notified() => {
                     let (commands, round) = self.take(false);
@@ -197,12 +224,16 @@ impl Tap {
                     connection.send(commands, round).await?;
                 }
             }
-            while let Some(round) = connection.receive(registry).await? {
+            while let Some(round) = connection.receive(receiver).await? {
                 if Some(round) == first {
                     self.connects.fetch_add(1, Ordering::Release);
-                    tracing::info!("listening for live events");
+                    tracing::info!(herald.purpose = self.purpose, "connected to NATS");
                 }
                 self.confirmed.send_replace(round);
+            }
+            if is_flood {
+                // More is there, most likely: others have their turn before it.
+                tokio::task::yield_now().await;
             }
         }
     }
@@ -255,21 +286,21 @@ impl Connection {
     }
 
     /// Hands on what was read, up to a pong: returns the round that it confirms. `None` if all is handed on.
-    async fn receive(&mut self, registry: &Registry) -> io::Result<Option<u64>> {
+    async fn receive(&mut self, receiver: &impl Receive) -> io::Result<Option<u64>> {
         let (mut done, mut is_pinged) = (0, false);
         let confirmed = loop {
             let rest = self.read.get(done..).unwrap_or_default();
             let Some((op, used)) = parse(rest).map_err(io::Error::other)? else { break None };
             done += used;
             match op {
-                Op::Message { sid, headers, payload } => registry.deliver(sid, headers, payload),
+                Op::Message(message) => receiver.receive(&message),
                 Op::Pong => {
                     if let Some(round) = self.pings.pop_front() {
                         break Some(round);
                     }
                 }
                 Op::Ping => is_pinged = true,
-                Op::Refused(why) => tracing::error!(error = why, "NATS refuses live events"),
+                Op::Refused(why) => tracing::error!(error = why, "NATS refuses something"),
                 Op::Info(_) | Op::Ok => {}
             }
         };
@@ -282,11 +313,8 @@ impl Connection {
     }
 }
 
-// Writing to a string can't fail.
-fn subscribe(commands: &mut String, sid: u64, subject: &str) {
+/// Writes the command that subscribes under a number.
+pub fn subscribe(commands: &mut String, sid: u64, subject: &str) {
+    // Writing to a string can't fail.
     let _ = write!(commands, "SUB {subject} {sid}\r\n");
-}
-
-fn unsubscribe(commands: &mut String, sid: u64) {
-    let _ = write!(commands, "UNSUB {sid}\r\n");
 }

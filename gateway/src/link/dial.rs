@@ -1,4 +1,4 @@
-//! Opens the taps' connection: as `async-nats` opens its own, with the same flags.
+//! Opens a link's connection: as `async-nats` opens its own, with the same flags.
 
 use std::{io, path::Path, sync::Arc, time::Duration};
 
