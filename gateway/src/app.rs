@@ -227,13 +227,13 @@ fn counts(metered: &mut Metered, waiting: &Waiting, presence: &Presence, tap: &A
     let (connected, connects) = (tap.clone(), tap.clone());
     metered.read(
         "herald_gateway_tap_connected",
-        "Whether there is a connection to NATS for live events.",
+        "Whether there is a connection to NATS for replies and live events.",
         Kind::Gauge,
         move || f64::from(u8::from(connected.is_connected())),
     );
     metered.read(
         "herald_gateway_tap_connects",
-        "Times that the connection for live events was made.",
+        "Times that the connection for replies and live events was made.",
         Kind::Counter,
         move || connects.connects() as f64,
     );

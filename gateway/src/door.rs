@@ -30,7 +30,7 @@ pub struct Door {
 /// a thousand would only keep those who chat waiting.
 const BEGINNING: usize = 64;
 /// How many may end before others have their turn.
-const ENDING: usize = 64;
+const ENDING: usize = 16;
 /// How long a session may wait for its turn to begin.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The least time over which clients are asked to come back.

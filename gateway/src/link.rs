@@ -131,7 +131,7 @@ impl Link {
         is_connected
     }
 
-    /// Waits until the server has made every subscription that was asked for before.
+    /// Waits until there is a connection, and the server has made every subscription that was asked for before.
     ///
     /// # Errors
     /// If it takes long.
@@ -145,7 +145,7 @@ impl Link {
         let mut confirmed = self.confirmed.subscribe();
         match timeout(PATIENCE, confirmed.wait_for(|last| *last >= round)).await {
             Ok(_) => Ok(()),
-            Err(_) => Err(Error::Silent("subscribe")),
+            Err(_) => Err(Error::Silent("connect to NATS")),
         }
     }
 

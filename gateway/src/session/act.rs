@@ -98,7 +98,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             traceparent: None,
             request,
         };
-        let submitted = if self.waiting.set(self.state.open_requests()) {
+        let is_full = self.waiting.set(self.state.open_requests());
+        // Where no answer can be heard, none is waited for.
+        let submitted = if is_full || !self.shared.tap.is_connected() {
             Err(command.id)
         } else {
             self.shared.publisher.submit(&chat, command, cause, &self.seat.inbox)
