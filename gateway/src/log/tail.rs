@@ -199,12 +199,16 @@ mod tests {
 
     #[test]
     fn no_more_is_taken_over_than_there_is_room_for() {
-        let mut newer = tail(14..16);
-        let mut older = Tail::default();
-        older.restart(10);
-        older.append((10..13).map(|n| event("large", n, LIMIT / 3)).collect(), 14);
+        let large = |sequences: std::ops::Range<u64>, size| {
+            let mut tail = Tail::default();
+            tail.restart(sequences.start);
+            let end = sequences.end;
+            tail.append(sequences.map(|n| event("large", n, size)).collect(), end);
+            tail
+        };
+        let (mut newer, mut older) = (large(14..15, LIMIT / 2), large(11..14, LIMIT / 4));
         assert!(!newer.prepend(&mut older, 9));
-        assert_eq!((newer.from(), of(&newer, "large", 0)), (Some(11), vec![11, 12]));
+        assert_eq!((newer.from(), of(&newer, "large", 0)), (Some(13), vec![13, 14]));
         assert!(newer.bytes <= LIMIT);
     }
 
