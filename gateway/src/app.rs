@@ -75,12 +75,16 @@ pub async fn run(
         config.gateway_id.clone().unwrap_or_else(|| instance::name("gateway")).into();
     let name = format!("herald-gateway {gateway}");
     let client = broker::connect(&config.broker, &name, subject::GATEWAY_INBOX).await?;
-    let jetstream = ContextBuilder::new()
-        .ack_timeout(PUBLISH_TIMEOUT)
-        .timeout(PUBLISH_TIMEOUT)
-        .max_ack_inflight(config.limits.max_publishes)
-        .backpressure_on_inflight(true)
-        .build(client.clone());
+    // Each with confirmations of its own to wait for.
+    let context = || {
+        ContextBuilder::new()
+            .ack_timeout(PUBLISH_TIMEOUT)
+            .timeout(PUBLISH_TIMEOUT)
+            .max_ack_inflight(config.limits.max_publishes)
+            .backpressure_on_inflight(true)
+            .build(client.clone())
+    };
+    let jetstream = context();
     let Some(topology) = topology(&jetstream, &stop).await else { return Ok(()) };
 
     let (cut, gone) = (CancellationToken::new(), CancellationToken::new());
@@ -93,7 +97,7 @@ pub async fn run(
         let (reads, gone) = (reads.clone(), gone.clone());
         async move { reads.run(dialer, gone).await }
     });
-    let log = EventLog::open(reads, jetstream.clone(), topology).await?;
+    let log = EventLog::open(reads.clone(), context(), topology).await?;
     let mut metered = Metered::new();
     let metrics = Arc::new(Metrics::new(&mut metered));
     process::register(&mut metered, "herald-gateway");
@@ -168,7 +172,7 @@ pub async fn run(
     });
     let router = routes::router(routes::App { shared, authenticator });
     let Listeners { clients: listener, admin } = listeners;
-    counts(&mut metered, &waiting, &presence, &tap);
+    counts(&mut metered, &waiting, &presence, (&tap, &reads));
     let metered = Arc::new(metered);
     if let Some(settings) = config.otlp.settings("herald-gateway", &gateway) {
         tasks.spawn(otlp::Exporter::new(metered.clone(), settings)?.run(gone.clone()));
@@ -222,9 +226,20 @@ pub async fn run(
 
 /// What is asked for when metrics are read.
 #[expect(clippy::cast_precision_loss, reason = "Prometheus' numbers are f64")]
-fn counts(metered: &mut Metered, waiting: &Waiting, presence: &Presence, tap: &Arc<Link>) {
+fn counts(
+    metered: &mut Metered,
+    waiting: &Waiting,
+    presence: &Presence,
+    (tap, reads): (&Arc<Link>, &Arc<Reads>),
+) {
     let (waiting, presence) = (waiting.clone(), presence.clone());
-    let (connected, connects) = (tap.clone(), tap.clone());
+    let (connected, connects, reads) = (tap.clone(), tap.clone(), reads.clone());
+    metered.read(
+        "herald_gateway_reads_connected",
+        "Whether there is a connection to NATS for reading logs.",
+        Kind::Gauge,
+        move || f64::from(u8::from(reads.is_connected())),
+    );
     metered.read(
         "herald_gateway_tap_connected",
         "Whether there is a connection to NATS for replies and live events.",

@@ -8,6 +8,7 @@
 //!                        │    └── inbox ◀── registry ◀── live taps, replies, sweep
 //!                        └─▶ publisher ─▶ FRAMES,  log ─▶ EVENTS, CURSORS,  presence ─▶ SESSIONS, LEASES
 //! ```
+//! Registry and log each have a [`link`]; all else goes over `async-nats`.
 
 pub mod admin;
 pub mod app;

@@ -1,4 +1,4 @@
-//! A lean connection to NATS, for what comes in masses: live events, and what is read from logs.
+//! A lean connection to NATS, for what comes in masses: replies, live events, and what is read from logs.
 //!
 //! `async-nats` gives each subscription a channel, which takes 6 KB of memory before anything is in it, and a task to
 //! empty it another 800 bytes: as much as all the rest of an idle session. And it takes a message's headers apart into
@@ -59,7 +59,9 @@ pub struct Link {
 #[derive(Default)]
 struct Left {
     /// Whether there is a connection. Without one nothing is left: the next one begins with all subscriptions.
-    is_connected: bool,
+    is_open: bool,
+    /// Whether the server has made these.
+    is_confirmed: bool,
     /// Commands for the server.
     commands: String,
     /// Whether somebody waits for them to be confirmed.
@@ -68,7 +70,7 @@ struct Left {
     round: u64,
 }
 
-/// How long the server may take to confirm subscriptions, or to take what it is sent.
+/// How long the server may take to confirm subscriptions, once there is a connection again, or to take what it is sent.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How often the server is asked whether it lives.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
@@ -92,9 +94,9 @@ impl Link {
         self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether there is a connection.
+    /// Whether there is a connection, with all subscriptions that it began with.
     pub fn is_connected(&self) -> bool {
-        self.left().is_connected
+        self.left().is_confirmed
     }
 
     /// How often all subscriptions were made on a new connection: messages in between were missed.
@@ -122,13 +124,13 @@ impl Link {
 
     fn command(&self, write: impl FnOnce(&mut String)) -> bool {
         let mut left = self.left();
-        let is_connected = left.is_connected;
-        if is_connected {
+        let is_open = left.is_open;
+        if is_open {
             write(&mut left.commands);
             drop(left);
             self.arrived.notify_one();
         }
-        is_connected
+        is_open
     }
 
     /// Waits until there is a connection, and the server has made every subscription that was asked for before.
@@ -145,7 +147,7 @@ impl Link {
         let mut confirmed = self.confirmed.subscribe();
         match timeout(PATIENCE, confirmed.wait_for(|last| *last >= round)).await {
             Ok(_) => Ok(()),
-            Err(_) => Err(Error::Silent("connect to NATS")),
+            Err(_) => Err(Error::Silent("confirm subscriptions")),
         }
     }
 
@@ -163,11 +165,12 @@ impl Link {
                 }
             };
             let error = tokio::select! {
-                error = work => error,
-                () = stop.cancelled() => return,
+                error = work => Some(error),
+                () = stop.cancelled() => None,
             };
             self.end();
             receiver.lost();
+            let Some(error) = error else { return };
             tracing::warn!(%error, herald.purpose = self.purpose, "no connection to NATS, trying again");
             tokio::select! {
                 () = sleep(broker::reconnect_delay(attempts)) => attempts += 1,
@@ -226,6 +229,7 @@ impl Link {
             }
             while let Some(round) = connection.receive(receiver).await? {
                 if Some(round) == first {
+                    self.left().is_confirmed = true;
                     self.connects.fetch_add(1, Ordering::Release);
                     tracing::info!(herald.purpose = self.purpose, "connected to NATS");
                 }
@@ -247,7 +251,7 @@ impl Link {
     /// From now on commands are left for the connection.
     fn begin(&self) {
         let mut left = self.left();
-        *left = Left { is_connected: true, round: left.round, ..Left::default() };
+        *left = Left { is_open: true, round: left.round, ..Left::default() };
     }
 
     /// What was left; and the round that a ping after it confirms, if somebody waits for it or `is_due`.

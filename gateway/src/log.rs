@@ -96,8 +96,9 @@ impl Place {
 const TOGETHER: usize = 256;
 /// The most bytes read from a log at once.
 const MAX_BYTES: usize = 256 * 1024;
-/// The most events read from a log at once: far fewer than a subscription may hold.
+/// The most events read from a log at once: the broker does nothing else for this connection meanwhile.
 const MAX_EVENTS: usize = 1024;
+
 impl EventLog {
     /// The logs, which are read through `reads`.
     ///

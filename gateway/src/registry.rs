@@ -233,7 +233,7 @@ impl Receive for Registry {
     }
 
     fn lost(&self) {
-        // Events that come meanwhile are found by the sweep; who waits for a reply asks again.
+        // Events that come meanwhile are found by the sweep; who waits for a reply asks again when it is overdue.
     }
 }
 

@@ -1,20 +1,11 @@
 //! Header names on the broker, and what they say.
 
-use async_nats::{HeaderMap, header::IntoHeaderName};
-
-use crate::telemetry::Traceparent;
-
 /// The W3C trace context of what caused the message.
 pub const TRACEPARENT: &str = "traceparent";
 /// On a dead letter: why the frame can't be applied.
 pub const REASON: &str = "Herald-Reason";
 /// On a dead letter: the subject the frame came on.
 pub const ORIGIN: &str = "Herald-Origin";
-
-/// The trace context that a message carries, if what caused it is traced.
-pub fn traceparent(headers: Option<&HeaderMap>) -> Option<Traceparent> {
-    headers?.get(TRACEPARENT)?.as_str().parse().ok()
-}
 
 /// The message id of an event, by which JetStream drops copies: an event comes from one place in one partition of
 /// `FRAMES`. It ends in when the frame behind it came to its gateway (milliseconds since the Unix epoch): so whoever
@@ -29,11 +20,6 @@ pub fn received_at(event_id: &str) -> Option<i64> {
     // Ids of earlier versions end in the place.
     let is_whole = event_id.bytes().filter(|byte| *byte == b'-').count() == 3;
     i64::from_str_radix(received_at, 16).ok().filter(|at| is_whole && *at > 0)
-}
-
-/// A header as a number.
-pub fn number(headers: &HeaderMap, name: impl IntoHeaderName) -> Option<u64> {
-    headers.get(name)?.as_str().parse().ok()
 }
 
 #[cfg(test)]

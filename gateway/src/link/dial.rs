@@ -73,7 +73,9 @@ impl Dialer {
     /// If `--nats-url` names no server.
     pub fn new(args: &BrokerArgs, name: String) -> Result<Self, broker::Error> {
         let servers = args.servers()?;
-        Ok(Self { args: args.clone(), name, servers, discovered: Vec::new(), tries: 0 })
+        // Not all gateways begin with the same one.
+        let tries = fastrand::usize(..servers.len().max(1));
+        Ok(Self { args: args.clone(), name, servers, discovered: Vec::new(), tries })
     }
 
     /// Tries the next server. Secrets are read from their files each time: they may have been changed.

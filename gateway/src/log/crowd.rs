@@ -272,6 +272,7 @@ impl EventLog {
                 tail.append(std::mem::replace(&mut found, rest), next);
                 tokio::task::yield_now().await;
             }
+            // What comes next may begin further on.
             tail.append(found, next);
             if is_end {
                 return Ok(());

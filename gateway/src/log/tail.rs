@@ -21,7 +21,8 @@ pub(super) struct Tail {
     bytes: usize,
 }
 
-/// The most that is kept, in bytes.
+/// The most that is kept, in bytes. While someone further behind is read for, and while what was kept is given back, there
+/// can be as much again of each.
 const LIMIT: usize = 64 << 20;
 /// About what an event takes besides its payload.
 const OVERHEAD: usize = 160;
@@ -72,7 +73,7 @@ impl Tail {
     }
 
     /// Takes over what lies directly before it, newest first, as far as there is room, at most so many events. Returns
-    /// whether there is more to be taken over.
+    /// whether to go on. After it `older` is good for nothing else.
     pub(super) fn prepend(&mut self, older: &mut Self, at_most: usize) -> bool {
         for _ in 0..at_most {
             let Some(event) = older.events.pop_back() else {
