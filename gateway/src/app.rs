@@ -50,7 +50,7 @@ const TOPOLOGY_PAUSE: Duration = Duration::from_millis(250);
 /// How often to look whether the connection was lost since the last sweep.
 const SWEEP_LOOK: Duration = Duration::from_secs(1);
 /// Users whose logs are compared in one request.
-const SWEEP_CHUNK: usize = 256;
+const SWEEP_CHUNK: usize = 64;
 
 /// Where a gateway listens.
 pub struct Listeners {
@@ -184,6 +184,7 @@ pub async fn run(
     tracing::info!(server.address = %listener.local_addr()?, herald.gateway = %gateway, "serving");
     let server = Server {
         router,
+        door: door.clone(),
         handshake_timeout: config.limits.handshake_timeout,
         max_handshakes: config.limits.max_handshakes,
         metrics,

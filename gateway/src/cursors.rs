@@ -32,7 +32,7 @@ struct Left {
 }
 
 /// Cursors stored at the same time.
-const AT_ONCE: usize = 64;
+const AT_ONCE: usize = 16;
 
 impl Cursors {
     /// Nothing to store yet.

@@ -11,7 +11,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{config::Limits, error::Error, session::bucket::Bucket};
+use crate::{config::Limits, error::Error, session::bucket::Bucket, turns::Turns};
 
 /// The door.
 #[derive(Debug)]
@@ -19,8 +19,12 @@ pub struct Door {
     coming_in: Mutex<Bucket>,
     /// One for each session that may begin at the same time.
     beginning: Semaphore,
-    /// One for each session that may end before others have their turn.
-    ending: Semaphore,
+    /// For those who shake hands. Nobody waits behind those who do something else: a handshake has not much time.
+    pub handshakes: Turns,
+    /// For sessions that begin.
+    pub begins: Turns,
+    /// For sessions whose clients are gone.
+    pub ends: Turns,
     reconnect_rate: u32,
     /// Over how long those inside are asked to come back, once the gateway drains.
     spread: OnceLock<Duration>,
@@ -29,8 +33,8 @@ pub struct Door {
 /// How many sessions may begin at the same time. Enough to keep the broker busy, and to ask it for many of them together;
 /// a thousand would only keep those who chat waiting.
 const BEGINNING: usize = 64;
-/// How many may end before others have their turn.
-const ENDING: usize = 16;
+/// How many shake hands, how many begin and how many end before others have their turn.
+const AT_A_TIME: usize = 8;
 /// How long a session may wait for its turn to begin.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The least time over which clients are asked to come back.
@@ -40,11 +44,12 @@ impl Door {
     /// A door that nobody has passed yet.
     pub fn new(limits: &Limits, now: Instant) -> Self {
         let coming_in = Mutex::new(Bucket::new(limits.accept_rate, limits.accept_rate, now));
-        let (beginning, ending) = (Semaphore::new(BEGINNING), Semaphore::new(ENDING));
         Self {
             coming_in,
-            beginning,
-            ending,
+            beginning: Semaphore::new(BEGINNING),
+            handshakes: Turns::new(AT_A_TIME),
+            begins: Turns::new(AT_A_TIME),
+            ends: Turns::new(AT_A_TIME),
             reconnect_rate: limits.reconnect_rate,
             spread: OnceLock::new(),
         }
@@ -71,14 +76,6 @@ impl Door {
         }
     }
 
-    /// Ends the session of a client that is gone, when its turn has come: all can be gone at once.
-    pub async fn end(&self, end: impl FnOnce()) {
-        let _turn = self.ending.acquire().await;
-        end();
-        // Ending waits for nothing: the others would end as soon as this one has, before anybody else has their turn.
-        tokio::task::yield_now().await;
-    }
-
     /// Over how long the clients of this gateway are asked to come back: long enough that they don't come faster than
     /// `--reconnect-rate`. Decided when it is first asked, by how many sessions there are then.
     pub fn spread(&self, sessions: usize) -> Duration {
@@ -102,11 +99,6 @@ fn hint(at_least: Duration, spread: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    };
-
     use clap::Parser;
 
     use super::*;
@@ -141,34 +133,6 @@ mod tests {
         assert!(late.is_err());
         turns.pop();
         assert!(door.turn_to_begin().await.is_ok());
-    }
-
-    #[tokio::test]
-    async fn others_have_their_turn_while_all_end_at_once() {
-        const ALL: usize = ENDING * 10;
-        let (door, ended) = (Arc::new(door(&[], Instant::now())), Arc::new(AtomicUsize::new(0)));
-        for _ in 0..ALL {
-            let (door, ended) = (door.clone(), ended.clone());
-            tokio::spawn(async move {
-                door.end(|| {
-                    ended.fetch_add(1, Ordering::Relaxed);
-                })
-                .await;
-            });
-        }
-        // Like a session that has something to do: it has its turn after those that were ready before it.
-        let other = tokio::spawn(async move {
-            let (mut before, mut most) = (0, 0);
-            while before < ALL {
-                tokio::task::yield_now().await;
-                let now = ended.load(Ordering::Relaxed);
-                (before, most) = (now, most.max(now - before));
-            }
-            most
-        });
-        let most = other.await.unwrap();
-        // While the first of the next ones begin, the last of those before them end.
-        assert!(most <= 2 * ENDING, "{most} at once");
     }
 
     #[test]

@@ -31,4 +31,5 @@ pub mod routes;
 pub mod server;
 pub mod session;
 pub mod spans;
+pub mod turns;
 pub mod waiting;

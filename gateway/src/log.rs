@@ -93,7 +93,7 @@ impl Place {
 }
 
 /// The most subjects whose last messages are looked up at once.
-const TOGETHER: usize = 256;
+const TOGETHER: usize = 64;
 /// The most bytes read from a log at once.
 const MAX_BYTES: usize = 256 * 1024;
 /// The most events read from a log at once: the broker does nothing else for this connection meanwhile.

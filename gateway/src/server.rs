@@ -19,7 +19,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics::{Metrics, Stage};
+use crate::{
+    door::Door,
+    metrics::{Metrics, Stage},
+    turns::others_first,
+};
 
 /// Serves HTTP connections.
 pub struct Server {
@@ -31,6 +35,8 @@ pub struct Server {
     pub max_handshakes: usize,
     /// Where they are counted.
     pub metrics: Arc<Metrics>,
+    /// Where they wait for their turns.
+    pub door: Arc<Door>,
 }
 
 /// How many connections are taken before others have their turn.
@@ -79,9 +85,10 @@ impl Server {
                         self.router.clone(),
                         self.handshake_timeout,
                         place,
+                        self.door.clone(),
                     ));
                     if number % AT_A_TIME == 0 {
-                        tokio::task::yield_now().await;
+                        others_first().await;
                     }
                 }
                 Err(error) => {
@@ -93,16 +100,29 @@ impl Server {
     }
 }
 
-async fn shake_hands(stream: TcpStream, router: Router, patience: Duration, place: Place) {
+async fn shake_hands(
+    stream: TcpStream,
+    router: Router,
+    patience: Duration,
+    place: Place,
+    door: Arc<Door>,
+) {
     // Small frames must not wait for the acknowledgement of those before them.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "a connection keeps Nagle's algorithm");
     }
-    let connection = http1::Builder::new()
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
-        .with_upgrades();
+    let serve = async {
+        // A client that says nothing needs no turn; that a connection is ready to be read does not mean that it did.
+        // One that is gone is found out below.
+        let _ = stream.peek(&mut [0]).await;
+        door.handshakes.next().await;
+        http1::Builder::new()
+            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+            .with_upgrades()
+            .await
+    };
     tokio::select! {
-        served = timeout(patience, connection) => match served {
+        served = timeout(patience, serve) => match served {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(%error, "a client left during its handshake"),
             Err(_) => tracing::debug!("a handshake was not finished in time"),

@@ -295,7 +295,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     async fn end(self: Box<Self>, closing: Closing) {
         let shared = self.shared.clone();
         let Some((code, mut reason)) = closing else {
-            shared.door.end(|| drop(self.leave(Close::Gone))).await;
+            shared.door.ends.next().await;
+            drop(self.leave(Close::Gone));
             return;
         };
         let (socket, _counted) = self.leave(code.into());

@@ -16,8 +16,8 @@ use std::{
 use herald_proto::{EventId, subject};
 use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 
-use super::{DirectGet, EventLog, Found, MAX_BYTES, MAX_EVENTS, Stored, tail::Tail};
-use crate::error::Error;
+use super::{DirectGet, EventLog, Found, MAX_BYTES, Stored, tail::Tail};
+use crate::{error::Error, turns::others_first};
 
 /// Who reads one stream.
 pub(super) struct Crowd {
@@ -67,8 +67,8 @@ const MOST: usize = 2048;
 const AT_A_TIME: usize = 4;
 /// How many are served from what is kept before others have their turn.
 const SERVED_AT_A_TIME: usize = 64;
-/// How many events that were read are taken before others have their turn.
-const TAKEN_AT_A_TIME: usize = 128;
+/// How many events are read at once: while the broker reads a stream, it takes nothing new for it.
+const READ_AT_A_TIME: usize = 256;
 /// About how much one reader is given at once, in bytes. Who has more to read asks again.
 const SHARE: usize = 16 * 1024;
 /// How many messages may be read for each reader: about what it costs the broker to find ten events for one that reads
@@ -225,8 +225,8 @@ impl EventLog {
                 older.restart(first);
                 self.read_on(stream, &mut older, Some(kept), &mut by_subject).await?;
                 serve(tail, &mut by_subject).await;
-                while tail.prepend(&mut older, TAKEN_AT_A_TIME) {
-                    tokio::task::yield_now().await;
+                while tail.prepend(&mut older, READ_AT_A_TIME) {
+                    others_first().await;
                 }
                 forget(&mut older);
             }
@@ -238,7 +238,7 @@ impl EventLog {
             let _ = reader.answer.send(reader.found);
             if count % AT_A_TIME == 0 {
                 // They write all of it to their clients now: those who chat must not wait until thousands have.
-                tokio::task::yield_now().await;
+                others_first().await;
             }
         }
         Ok(())
@@ -256,7 +256,7 @@ impl EventLog {
         while until.is_none_or(|until| tail.next() < until) {
             let request = DirectGet {
                 seq: Some(tail.next()),
-                batch: Some(MAX_EVENTS),
+                batch: Some(READ_AT_A_TIME),
                 max_bytes: Some(MAX_BYTES),
                 ..DirectGet::default()
             };
@@ -265,13 +265,7 @@ impl EventLog {
             if is_end && until.is_some_and(|until| next < until) {
                 return Err(Error::broker("read a log")("a replica that lags has answered"));
             }
-            while !found.is_empty() {
-                let rest = found.split_off(found.len().min(TAKEN_AT_A_TIME));
-                found.iter().for_each(|event| hand(readers, event));
-                let next = rest.first().map_or(next, |event| event.sequence);
-                tail.append(std::mem::replace(&mut found, rest), next);
-                tokio::task::yield_now().await;
-            }
+            found.iter().for_each(|event| hand(readers, event));
             // What comes next may begin further on.
             tail.append(found, next);
             if is_end {
@@ -306,7 +300,7 @@ async fn serve(tail: &Tail, readers: &mut Readers) {
     for (count, reader) in (1..).zip(readers.values_mut().flatten()) {
         tail.of(&reader.subject.clone(), reader.after.0).for_each(|event| reader.take(event));
         if count % SERVED_AT_A_TIME == 0 {
-            tokio::task::yield_now().await;
+            others_first().await;
         }
     }
 }

@@ -29,7 +29,11 @@ where
 {
     let opening = shared.metrics.connections.one(Stage::Opening);
     let opened = match shared.door.turn_to_begin().await {
-        Ok(_turn) => open(&shared, &identity).await,
+        Ok(_turn) => {
+            let opened = open(&shared, &identity).await;
+            shared.door.begins.next().await;
+            opened
+        }
         Err(error) => Err(error),
     };
     match opened {
