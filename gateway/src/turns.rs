@@ -28,7 +28,7 @@ impl Turns {
 /// Goes on once every task that is ready now has had its turn, and what has come in meanwhile was looked at.
 ///
 /// [`yield_now`] alone lets no more than some sixty others go first: after so many tokio looks at what has come in, and
-/// goes on with whoever has yielded.
+/// goes on with whoever has yielded. For tasks: what a runtime blocks on does not queue up with them.
 pub async fn others_first() {
     let mut is_behind = false;
     let fall_behind = poll_fn(|context| {
@@ -83,7 +83,8 @@ mod tests {
             let done = done.clone();
             tokio::spawn(async move { done.fetch_add(1, Ordering::Relaxed) });
         }
-        others_first().await;
+        // In a task of its own: what a runtime blocks on does not queue up with its tasks.
+        tokio::spawn(others_first()).await.unwrap();
         assert_eq!(done.load(Ordering::Relaxed), READY);
     }
 }
