@@ -26,7 +26,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{error::Error, turns::others_first};
+use crate::error::Error;
 
 pub mod dial;
 pub mod protocol;
@@ -237,7 +237,7 @@ impl Link {
             }
             if is_flood {
                 // More is there, most likely: others have their turn before it.
-                others_first().await;
+                tokio::task::yield_now().await;
             }
         }
     }

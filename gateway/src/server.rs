@@ -22,7 +22,6 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     door::Door,
     metrics::{Metrics, Stage},
-    turns::others_first,
 };
 
 /// Serves HTTP connections.
@@ -88,7 +87,7 @@ impl Server {
                         self.door.clone(),
                     ));
                     if number % AT_A_TIME == 0 {
-                        others_first().await;
+                        tokio::task::yield_now().await;
                     }
                 }
                 Err(error) => {

@@ -1,7 +1,5 @@
 //! What all clients can cause at once is done a little at a time: those who chat have their turns between.
 
-use std::{future::poll_fn, mem, task::Poll};
-
 use tokio::{sync::Semaphore, task::yield_now};
 
 /// Turns for work that comes in masses.
@@ -21,26 +19,8 @@ impl Turns {
     pub async fn next(&self) {
         let _turn = self.free.acquire().await;
         // Whoever waits next is let in by the one who goes on: without a pause all would, one after the other.
-        others_first().await;
+        yield_now().await;
     }
-}
-
-/// Goes on once every task that is ready now has had its turn, and what has come in meanwhile was looked at.
-///
-/// [`yield_now`] alone lets no more than some sixty others go first: after so many tokio looks at what has come in, and
-/// goes on with whoever has yielded. For tasks: what a runtime blocks on does not queue up with them.
-pub async fn others_first() {
-    let mut is_behind = false;
-    let fall_behind = poll_fn(|context| {
-        if mem::replace(&mut is_behind, true) {
-            Poll::Ready(())
-        } else {
-            context.waker().wake_by_ref();
-            Poll::Pending
-        }
-    });
-    fall_behind.await;
-    yield_now().await;
 }
 
 #[cfg(test)]
@@ -73,18 +53,5 @@ mod tests {
         }
         // While the first of the next ones go on, the last of those before them do.
         assert!(most <= 2 * AT_A_TIME, "{most} at once");
-    }
-
-    #[tokio::test]
-    async fn however_many_are_ready_all_of_them_go_first() {
-        const READY: usize = 1000;
-        let done = Arc::new(AtomicUsize::new(0));
-        for _ in 0..READY {
-            let done = done.clone();
-            tokio::spawn(async move { done.fetch_add(1, Ordering::Relaxed) });
-        }
-        // In a task of its own: what a runtime blocks on does not queue up with its tasks.
-        tokio::spawn(others_first()).await.unwrap();
-        assert_eq!(done.load(Ordering::Relaxed), READY);
     }
 }

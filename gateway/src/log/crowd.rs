@@ -17,7 +17,7 @@ use herald_proto::{EventId, subject};
 use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 
 use super::{DirectGet, EventLog, Found, MAX_BYTES, Stored, tail::Tail};
-use crate::{error::Error, turns::others_first};
+use crate::error::Error;
 
 /// Who reads one stream.
 pub(super) struct Crowd {
@@ -226,7 +226,7 @@ impl EventLog {
                 self.read_on(stream, &mut older, Some(kept), &mut by_subject).await?;
                 serve(tail, &mut by_subject).await;
                 while tail.prepend(&mut older, READ_AT_A_TIME) {
-                    others_first().await;
+                    tokio::task::yield_now().await;
                 }
                 forget(&mut older);
             }
@@ -238,7 +238,7 @@ impl EventLog {
             let _ = reader.answer.send(reader.found);
             if count % AT_A_TIME == 0 {
                 // They write all of it to their clients now: those who chat must not wait until thousands have.
-                others_first().await;
+                tokio::task::yield_now().await;
             }
         }
         Ok(())
@@ -300,7 +300,7 @@ async fn serve(tail: &Tail, readers: &mut Readers) {
     for (count, reader) in (1..).zip(readers.values_mut().flatten()) {
         tail.of(&reader.subject.clone(), reader.after.0).for_each(|event| reader.take(event));
         if count % SERVED_AT_A_TIME == 0 {
-            others_first().await;
+            tokio::task::yield_now().await;
         }
     }
 }
