@@ -111,8 +111,8 @@ async fn shake_hands(
         tracing::debug!(%error, "a connection keeps Nagle's algorithm");
     }
     let serve = async {
-        // A client that says nothing needs no turn; that a connection is ready to be read does not mean that it did.
-        // One that is gone is found out below.
+        // A client that says nothing needs no turn. A new connection can count as readable before anything was sent, so
+        // it is looked at. A client that is gone is found out below.
         let _ = stream.peek(&mut [0]).await;
         door.handshakes.next().await;
         http1::Builder::new()

@@ -5,7 +5,7 @@ use tokio::{sync::Semaphore, task::yield_now};
 /// Turns for work that comes in masses.
 #[derive(Debug)]
 pub struct Turns {
-    /// One for each that has its turn before all others have theirs.
+    /// Turns that are not taken.
     free: Semaphore,
 }
 
@@ -18,7 +18,7 @@ impl Turns {
     /// Waits for a turn: those who came first go first.
     pub async fn next(&self) {
         let _turn = self.free.acquire().await;
-        // Whoever waits next is let in by the one who goes on: without a pause all would, one after the other.
+        // Kept meanwhile: given back at once, it would let all who wait through, one after the other.
         yield_now().await;
     }
 }
@@ -44,7 +44,7 @@ mod tests {
                 done.fetch_add(1, Ordering::Relaxed);
             });
         }
-        // Like a session that has something to do: it has its turn after those that were ready before it.
+        // It has its turn once a pass, as a session has that something comes in for.
         let (mut before, mut most) = (0, 0);
         while before < ALL {
             yield_now().await;
