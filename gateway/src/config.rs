@@ -136,7 +136,8 @@ pub struct Limits {
     /// How long a connection may take to become a session.
     #[arg(long, env = "HERALD_HANDSHAKE_TIMEOUT", default_value = "10s", value_parser = humantime::parse_duration)]
     pub handshake_timeout: Duration,
-    /// The most connections in that state. Others wait, and who has taken longest is cut off after two seconds.
+    /// The most connections in that state. Others wait, and the client that is waited for longest is cut off after two
+    /// seconds.
     #[arg(long, env = "HERALD_MAX_HANDSHAKES", default_value_t = 4096)]
     pub max_handshakes: usize,
     /// How long an event may stay unacked before it is sent again.

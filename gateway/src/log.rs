@@ -98,6 +98,8 @@ const TOGETHER: usize = 64;
 const MAX_BYTES: usize = 256 * 1024;
 /// The most events read from a log at once: the broker does nothing else for this connection meanwhile.
 const MAX_EVENTS: usize = 1024;
+/// How many events are no longer few, and are read at once: most devices have missed fewer.
+const FEW: usize = 16;
 
 impl EventLog {
     /// The logs, which are read through `reads`.
@@ -227,7 +229,7 @@ impl EventLog {
         stored.map(drop).map_err(Error::broker("store a cursor"))
     }
 
-    /// Reads up to `limit` events after `after`.
+    /// Reads up to `limit` events after `after`. A read `goes_on` where another has left something.
     ///
     /// # Errors
     /// If the broker fails.
@@ -236,13 +238,14 @@ impl EventLog {
         user: &UserId,
         after: EventId,
         limit: usize,
+        goes_on: bool,
     ) -> Result<Fetched, Error> {
         let limit = limit.min(MAX_EVENTS);
         let (subject, stream) =
             (self.topology.event_subject(user), self.topology.event_stream(user));
         let found = match self.turn(stream, &subject, after, limit).await? {
             Turn::Served(found) => found,
-            Turn::Alone(_place) => self.read(stream, &subject, after, limit).await?,
+            Turn::Alone(_place) => self.read(stream, &subject, after, limit, goes_on).await?,
         };
         let resync = if found.is_there || self.reaches_back(stream, after, found.later).await? {
             None
@@ -266,8 +269,55 @@ impl EventLog {
         Ok(Fetched { events, traces, more, is_there, resync })
     }
 
-    /// Reads a user's events alone.
+    /// Reads a user's events alone: one by one, unless it `goes_on` or they turn out to be many. Before it answers with a
+    /// batch, and after it, the broker counts what is pending: it reads blocks of the stream for that, from disk if it has
+    /// to, and takes nothing new for the stream meanwhile.
     async fn read(
+        &self,
+        stream: u16,
+        subject: &str,
+        after: EventId,
+        limit: usize,
+        goes_on: bool,
+    ) -> Result<Found, Error> {
+        let few = if goes_on { None } else { self.read_few(stream, subject, after, limit).await? };
+        match few {
+            Some(found) => Ok(found),
+            None => self.read_many(stream, subject, after, limit).await,
+        }
+    }
+
+    /// Reads all of a user's events after `after` if they are few: `None` if they are not.
+    async fn read_few(
+        &self,
+        stream: u16,
+        subject: &str,
+        after: EventId,
+        limit: usize,
+    ) -> Result<Option<Found>, Error> {
+        let name = subject::events(stream);
+        let get = async |sequence: u64| {
+            let (seq, next_by_subj) = (Some(sequence.max(1)), Some(subject));
+            let request = DirectGet { seq, next_by_subj, ..DirectGet::default() };
+            Ok::<_, Error>(self.reads.get(&name, &request).await?.pop())
+        };
+        let (mut events, mut last) = (Vec::new(), after.0);
+        while let Some(event) = get(last + 1).await? {
+            last = event.sequence;
+            events.push(event);
+            if events.len() >= FEW.min(limit) {
+                return Ok(None);
+            }
+        }
+        // Asked for last: its presence proves that nothing after it had been dropped when the others were read.
+        let own = get(after.0).await?;
+        let is_there = own.is_some_and(|own| own.sequence == after.0);
+        let later = events.len() as u64;
+        Ok(Some(Found { events, is_there, later, more: false }))
+    }
+
+    /// Reads the next events of a user at once.
+    async fn read_many(
         &self,
         stream: u16,
         subject: &str,

@@ -1,11 +1,11 @@
 //! Takes connections until their handshakes are done. Who has not finished in time is cut off. While too many have not,
-//! the others wait in the system's queue, and the one that has taken longest gives way once it has had its moment: a
-//! client that means it is through by then, in a crowd too, and never finds the door shut.
+//! the others wait in the system's queue, and the one whose client is waited for longest gives way once it has had its
+//! moment: a client that means it is through by then, in a crowd too, and never finds the door shut.
 
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use axum::Router;
@@ -15,13 +15,14 @@ use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Notify,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     door::Door,
     metrics::{Metrics, Stage},
+    turns::Turns,
 };
 
 /// Serves HTTP connections.
@@ -42,26 +43,39 @@ pub struct Server {
 const AT_A_TIME: u64 = 4;
 /// How long to wait when the system has no more sockets to give.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How long a handshake has its place, however many wait for one.
+/// How long a client may be waited for, however many others wait for a place: until it has said something, and once more
+/// until it is through.
 const MOMENT: Duration = Duration::from_secs(2);
 
-/// Handshakes under way, oldest first.
+/// Handshakes under way.
 #[derive(Clone, Default)]
 struct Handshakes {
-    all: Arc<Mutex<BTreeMap<u64, Handshake>>>,
+    all: Arc<Mutex<All>>,
     /// A place is free again.
     left: Arc<Notify>,
 }
 
+#[derive(Default)]
+struct All {
+    /// Those whose clients are waited for, the longest first.
+    awaited: BTreeMap<u64, Handshake>,
+    /// How many wait for their turn: their clients have done what they could.
+    in_turn: usize,
+    /// The number of the last one in `awaited`.
+    last: u64,
+}
+
 struct Handshake {
-    begun_at: Instant,
+    /// Since when its client is waited for.
+    since: Instant,
     evicted: CancellationToken,
 }
 
 /// A place among the handshakes; dropping it gives the place up.
 struct Place {
     handshakes: Handshakes,
-    number: u64,
+    /// Its number among those whose clients are waited for; `None` while it waits for its turn.
+    number: Option<u64>,
     evicted: CancellationToken,
     _counted: Part,
 }
@@ -78,7 +92,7 @@ impl Server {
             match accepted {
                 Ok((stream, _)) => {
                     handshakes.make_room(self.max_handshakes).await;
-                    let place = handshakes.enter(number, &self.metrics);
+                    let place = handshakes.enter(&self.metrics);
                     tokio::spawn(shake_hands(
                         stream,
                         self.router.clone(),
@@ -103,18 +117,19 @@ async fn shake_hands(
     stream: TcpStream,
     router: Router,
     patience: Duration,
-    place: Place,
+    mut place: Place,
     door: Arc<Door>,
 ) {
     // Small frames must not wait for the acknowledgement of those before them.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "a connection keeps Nagle's algorithm");
     }
+    let evicted = place.evicted.clone();
     let serve = async {
         // A client that says nothing needs no turn. A new connection can count as readable before anything was sent, so
         // it is looked at. A client that is gone is found out below.
         let _ = stream.peek(&mut [0]).await;
-        door.handshakes.next().await;
+        place.turn(&door.handshakes).await;
         http1::Builder::new()
             .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
             .with_upgrades()
@@ -126,50 +141,132 @@ async fn shake_hands(
             Ok(Err(error)) => tracing::debug!(%error, "a client left during its handshake"),
             Err(_) => tracing::debug!("a handshake was not finished in time"),
         },
-        () = place.evicted.cancelled() => {
+        () = evicted.cancelled() => {
             tracing::debug!("too many handshakes at once, the one that took longest is cut off");
         }
     }
 }
 
 impl Handshakes {
-    fn all(&self) -> MutexGuard<'_, BTreeMap<u64, Handshake>> {
-        // Every change is one statement: whole, whoever panicked while holding the lock.
+    fn all(&self) -> MutexGuard<'_, All> {
+        // Every change is whole, whoever panicked while holding the lock.
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until fewer than `most` are under way, for a moment at most.
+    /// Waits until fewer than `most` are under way, for a moment at most once a client keeps it waiting.
     async fn make_room(&self, most: usize) {
         loop {
             let left = self.left.notified();
             let wait = {
                 let mut all = self.all();
-                let is_full = all.len() >= most;
-                let Some(oldest) = all.first_entry().filter(|_| is_full) else { return };
-                let wait = MOMENT.saturating_sub(oldest.get().begun_at.elapsed());
-                if wait.is_zero() {
-                    oldest.remove().evicted.cancel();
+                if all.awaited.len() + all.in_turn < most {
                     return;
                 }
-                wait
+                match all.awaited.first_entry() {
+                    Some(longest) if longest.get().since.elapsed() >= MOMENT => {
+                        longest.remove().evicted.cancel();
+                        return;
+                    }
+                    Some(longest) => MOMENT.saturating_sub(longest.get().since.elapsed()),
+                    None => MOMENT,
+                }
             };
             // Whichever comes first.
             let _ = timeout(wait, left).await;
         }
     }
 
-    fn enter(&self, number: u64, metrics: &Metrics) -> Place {
+    fn enter(&self, metrics: &Metrics) -> Place {
         let evicted = CancellationToken::new();
-        let handshake = Handshake { begun_at: Instant::now(), evicted: evicted.clone() };
-        self.all().insert(number, handshake);
+        let number = Some(self.all().wait_for_client(evicted.clone()));
         let counted = metrics.connections.one(Stage::Handshake);
         Place { handshakes: self.clone(), number, evicted, _counted: counted }
     }
 }
 
+impl All {
+    /// From now on a client is waited for; returns its number.
+    fn wait_for_client(&mut self, evicted: CancellationToken) -> u64 {
+        self.last += 1;
+        self.awaited.insert(self.last, Handshake { since: Instant::now(), evicted });
+        self.last
+    }
+}
+
+impl Place {
+    /// Waits for a turn: that it takes long is no fault of the client's.
+    async fn turn(&mut self, turns: &Turns) {
+        if let Some(number) = self.number.take() {
+            let mut all = self.handshakes.all();
+            all.awaited.remove(&number);
+            all.in_turn += 1;
+        }
+        turns.next().await;
+        let mut all = self.handshakes.all();
+        all.in_turn -= 1;
+        self.number = Some(all.wait_for_client(self.evicted.clone()));
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
-        self.handshakes.all().remove(&self.number);
+        let mut all = self.handshakes.all();
+        match self.number {
+            Some(number) => drop(all.awaited.remove(&number)),
+            None => all.in_turn -= 1,
+        }
+        drop(all);
         self.handshakes.left.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(handshakes: &Handshakes) -> Place {
+        handshakes.enter(&Metrics::default())
+    }
+
+    async fn room_is_made_after(handshakes: &Handshakes, most: usize) -> Duration {
+        let asked_at = Instant::now();
+        handshakes.make_room(most).await;
+        asked_at.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_its_turn_is_not_cut_off() {
+        let (handshakes, no_turn) = (Handshakes::default(), Turns::new(0));
+        let mut waiting = place(&handshakes);
+        tokio::select! {
+            () = waiting.turn(&no_turn) => unreachable!("there is none"),
+            made = timeout(MOMENT * 5, handshakes.make_room(1)) => assert!(made.is_err()),
+        }
+        assert!(!waiting.evicted.is_cancelled());
+        drop(waiting);
+        assert_eq!(room_is_made_after(&handshakes, 1).await, Duration::ZERO, "it is gone");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_says_something_and_then_no_more_gives_way_a_moment_after_its_turn() {
+        let handshakes = Handshakes::default();
+        let (mut stalls, silent) = (place(&handshakes), place(&handshakes));
+        sleep(MOMENT * 2).await;
+        stalls.turn(&Turns::new(1)).await;
+        assert_eq!(room_is_made_after(&handshakes, 2).await, Duration::ZERO);
+        assert!(
+            silent.evicted.is_cancelled() && !stalls.evicted.is_cancelled(),
+            "silent for longer"
+        );
+        assert_eq!(room_is_made_after(&handshakes, 1).await, MOMENT);
+        assert!(stalls.evicted.is_cancelled());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_says_nothing_gives_way_after_a_moment() {
+        let handshakes = Handshakes::default();
+        let silent = place(&handshakes);
+        assert_eq!(room_is_made_after(&handshakes, 1).await, MOMENT);
+        assert!(silent.evicted.is_cancelled());
     }
 }

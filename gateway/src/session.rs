@@ -174,11 +174,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 if out.is_empty() { Vec::new() } else { Box::pin(self.perform(&mut out)).await? };
             for step in steps {
                 match step {
-                    Step::Fetch { after, limit } => {
+                    Step::Fetch { after, limit, goes_on } => {
                         let (log, user) = (self.shared.log.clone(), self.identity.user.clone());
                         // A task of its own: a read that has its turn must go on while this session writes to
                         // a client that does not read, for others wait for theirs.
-                        let read = async move { log.fetch(&user, after, limit).await };
+                        let read = async move { log.fetch(&user, after, limit, goes_on).await };
                         fetching = Some(tokio::spawn(read)).into();
                     }
                     Step::Close(code, reason) => return Some((code, reason)),
@@ -292,8 +292,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         None
     }
 
-    async fn end(self: Box<Self>, closing: Closing) {
+    async fn end(mut self: Box<Self>, closing: Closing) {
         let shared = self.shared.clone();
+        // Before it waits for anything: a device that is back sooner must not get again what it has acked.
+        self.store_last_cursor();
         let Some((code, mut reason)) = closing else {
             shared.door.ends.next().await;
             drop(self.leave(Close::Gone));
@@ -311,10 +313,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         socket.close(code, &reason).await;
     }
 
-    /// Gives up everything but the socket, and its place among the connections.
-    fn leave(mut self, why: Close) -> (Socket<S>, Part) {
-        self.shared.metrics.closed.inc(why);
-        self.counted = self.shared.metrics.connections.one(Stage::Closing);
+    fn store_last_cursor(&mut self) {
         let mut out = Vec::new();
         self.state.store_cursor(&mut out);
         for output in out {
@@ -322,6 +321,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 self.store_cursor(cursor);
             }
         }
+    }
+
+    /// Gives up everything but the socket, and its place among the connections.
+    fn leave(mut self, why: Close) -> (Socket<S>, Part) {
+        self.shared.metrics.closed.inc(why);
+        self.counted = self.shared.metrics.connections.one(Stage::Closing);
         if self.is_present {
             self.shared.presence.lost(&self.identity.user);
         }

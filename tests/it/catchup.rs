@@ -62,10 +62,20 @@ async fn fill(broker: &Context, user: &str, count: u64, size: usize) -> Result<(
 async fn drain(
     connection: &mut Connection,
     last: u64,
-    mut look: impl FnMut(u64) -> Result<()>,
+    look: impl FnMut(u64) -> Result<()>,
 ) -> Result<()> {
+    drain_after(connection, None, last, look).await.map(drop)
+}
+
+/// The same for a device that has had all events up to `prev`; returns the last one's id.
+async fn drain_after(
+    connection: &mut Connection,
+    mut prev: Option<u64>,
+    last: u64,
+    mut look: impl FnMut(u64) -> Result<()>,
+) -> Result<Option<u64>> {
     let (mut batch, mut acks) = (Vec::new(), Vec::new());
-    let (mut taken, mut prev) = (0, None);
+    let mut taken = 0;
     let take = async {
         while taken < last {
             connection.receive(&mut batch).await.map_err(failed)?;
@@ -84,7 +94,7 @@ async fn drain(
             }
             connection.send(&mut acks).await.map_err(failed)?;
         }
-        Ok(())
+        Ok(prev)
     };
     let taken = tokio::time::timeout(GENEROUS, take).await;
     taken.context("not all events came in time")?
@@ -186,4 +196,26 @@ async fn events_larger_than_what_is_read_at_once_come_too() -> Result<()> {
     fill(&broker, "away", 10, 300_000).await?;
     let mut device = Connection::connect(&url, "away", "default").await?;
     drain(&mut device, 10, |_| Ok(())).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn however_many_a_device_missed_it_gets_them_all() -> Result<()> {
+    let (_cluster, gateway, broker) = gateway(&[]).await?;
+    let url = format!("ws://{}/ws", gateway.address);
+    // Few are read one by one, many together, up to 64 that may be unacked.
+    for count in [1, 2, 14, 15, 16, 17, 62, 63, 64, 65, 66, 130] {
+        let user = format!("away-{count}");
+        Connection::login(&url, &user).await?.close().await;
+        fill(&broker, &user, count, 10).await?;
+        let mut device = Connection::connect(&url, &user, "default").await?;
+        let all = drain_after(&mut device, None, count, |_| Ok(())).await;
+        let last = all.with_context(|| format!("{count} missed"))?;
+        device.close().await;
+        // It goes on where it has acked, or before: its last acks may not have been heard.
+        fill(&broker, &user, count, 10).await?;
+        let mut device = Connection::connect(&url, &user, "default").await?;
+        let all = drain_after(&mut device, last, count, |_| Ok(())).await;
+        all.with_context(|| format!("{count} missed again"))?;
+    }
+    Ok(())
 }

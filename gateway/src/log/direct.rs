@@ -33,6 +33,7 @@ pub(super) struct DirectGet<'a> {
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     pub(super) multi_last: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]
+    /// The most messages; without it there is one, and nothing is counted that comes after it.
     pub(super) batch: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) max_bytes: Option<usize>,
@@ -68,6 +69,8 @@ struct Asked {
 
 /// An answer on its way.
 struct Answer {
+    /// Whether it is a message alone, which no end follows.
+    is_one: bool,
     found: Vec<Stored>,
     whole: oneshot::Sender<Result<Vec<Stored>, Error>>,
 }
@@ -126,7 +129,8 @@ impl Reads {
             let mut asked = self.asked();
             asked.last += 1;
             let number = asked.last;
-            asked.answers.insert(number, Answer { found: Vec::new(), whole });
+            let is_one = request.batch.is_none();
+            asked.answers.insert(number, Answer { is_one, found: Vec::new(), whole });
             number
         };
         let _asking = Asking { reads: self, number };
@@ -216,7 +220,7 @@ impl Answer {
             payload: Bytes::copy_from_slice(payload),
             pending,
         });
-        Ok(false)
+        Ok(self.is_one)
     }
 }
 
@@ -236,7 +240,7 @@ mod tests {
     }
 
     fn answer() -> Answer {
-        Answer { found: Vec::new(), whole: oneshot::channel().0 }
+        Answer { is_one: false, found: Vec::new(), whole: oneshot::channel().0 }
     }
 
     #[test]
@@ -253,6 +257,16 @@ mod tests {
         assert_eq!((one.pending, one.origin.at, one.is_removed), (3, 1_700_200_000_001, false));
         assert_eq!(one.traceparent.map(|parent| parent.to_string()).as_deref(), Some(traceparent));
         assert!((two.sequence, two.is_removed) == (8, true) && two.traceparent.is_none());
+    }
+
+    #[test]
+    fn a_message_alone_is_the_whole_answer() {
+        let headers = "NATS/1.0\r\nNats-Subject: events.0.a\r\nNats-Sequence: 5\r\n\r\n";
+        let mut alone = Answer { is_one: true, ..answer() };
+        assert!(alone.take(&message(headers, b"one")).unwrap());
+        assert_eq!(alone.found.iter().map(|found| found.sequence).collect::<Vec<_>>(), [5]);
+        let nothing = message("NATS/1.0 404 Message Not Found\r\n\r\n", b"");
+        assert!(Answer { is_one: true, ..answer() }.take(&nothing).unwrap());
     }
 
     #[test]
@@ -288,7 +302,8 @@ mod tests {
     async fn whoever_waits_is_told_that_the_connection_is_lost() {
         let reads = Reads::new();
         let (whole, answered) = oneshot::channel();
-        reads.asked().answers.insert(7, Answer { found: Vec::new(), whole });
+        let answer = Answer { whole, ..answer() };
+        reads.asked().answers.insert(7, answer);
         reads.lost();
         assert!(answered.await.is_err());
     }

@@ -17,7 +17,7 @@ use crate::spans;
 
 /// What the session's loop has to do.
 pub(super) enum Step {
-    Fetch { after: EventId, limit: usize },
+    Fetch { after: EventId, limit: usize, goes_on: bool },
     Close(CloseCode, String),
 }
 
@@ -50,7 +50,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                         tokio::spawn(async move { shared.typing(user, &peer).await });
                     }
                     Output::Offline => self.go_offline(),
-                    Output::Fetch { after, limit } => steps.push(Step::Fetch { after, limit }),
+                    Output::Fetch { after, limit, goes_on } => {
+                        steps.push(Step::Fetch { after, limit, goes_on })
+                    }
                     Output::StoreCursor(cursor) => {
                         self.store_cursor(cursor);
                     }

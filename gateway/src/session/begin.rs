@@ -31,7 +31,9 @@ where
     let opened = match shared.door.turn_to_begin().await {
         Ok(_turn) => {
             let opened = open(&shared, &identity).await;
-            shared.door.begins.next().await;
+            if opened.is_ok() {
+                shared.door.begins.next().await;
+            }
             opened
         }
         Err(error) => Err(error),

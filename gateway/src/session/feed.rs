@@ -26,6 +26,8 @@ pub struct Feed {
     fetching: bool,
     /// Whether the log may hold events after `tail` that were not offered live.
     behind: bool,
+    /// Whether the last read has left something in the log.
+    goes_on: bool,
     /// When the log is read again, after a read has failed: not before, whatever comes in meanwhile, and not later.
     retry_at: Option<Instant>,
 }
@@ -47,6 +49,7 @@ impl Feed {
             seen: cursor,
             fetching: false,
             behind: begins_after.is_none(),
+            goes_on: false,
             retry_at: None,
         }
     }
@@ -138,6 +141,7 @@ impl Feed {
                 self.deliver(id, &body, origin, now, out);
             }
         }
+        self.goes_on = fetched.more;
         self.behind = fetched.more || self.seen > self.tail;
         if self.behind && is_empty {
             // A replica that lags has answered.
@@ -200,7 +204,8 @@ impl Feed {
         if self.is_fetch_due() {
             self.fetching = true;
             self.behind = false;
-            out.push(Output::Fetch { after: self.tail, limit: self.window.room() });
+            let (after, limit, goes_on) = (self.tail, self.window.room(), self.goes_on);
+            out.push(Output::Fetch { after, limit, goes_on });
         }
     }
 }

@@ -33,6 +33,8 @@ pub enum Output {
         after: EventId,
         /// How many there is room for.
         limit: usize,
+        /// Whether a read has left something there.
+        goes_on: bool,
     },
     /// Store the cursor.
     StoreCursor(EventId),

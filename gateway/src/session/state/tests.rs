@@ -179,7 +179,10 @@ fn a_full_window_waits_for_acks_and_then_reads_the_log() {
     );
     test.ack(12);
     let out = test.take();
-    assert!(matches!(out.last(), Some(Output::Fetch { after: EventId(14), limit: 2 })), "{out:?}");
+    assert!(
+        matches!(out.last(), Some(Output::Fetch { after: EventId(14), limit: 2, .. })),
+        "{out:?}"
+    );
 }
 
 #[test]
@@ -390,7 +393,7 @@ proptest! {
             test.state.heard(test.now);
             for output in test.take() {
                 match output {
-                    Output::Fetch { after, limit } => {
+                    Output::Fetch { after, limit, .. } => {
                         prop_assert!(fetching.is_none(), "one read at a time");
                         prop_assert!(limit > 0);
                         fetching = Some((after.0, limit));
@@ -427,4 +430,21 @@ fn acks_of_what_was_sent_are_never_limited_and_others_are_refused_under_their_id
     assert_eq!((&sent[0]["id"], &sent[0]["error"]["code"]), (&json!("99"), &json!("rate_limited")));
     test.ack(11);
     assert_eq!(test.sent(), [json!({"type": "response", "timestamp": CLOCK, "id": "11"})]);
+}
+
+#[test]
+fn a_read_goes_on_only_where_another_has_left_something() {
+    let goes_on = |test: &mut Test| match test.take().as_slice() {
+        [.., Output::Fetch { goes_on, .. }] => *goes_on,
+        other => panic!("{other:?}"),
+    };
+    let mut test = Test::new(&[]);
+    test.live(13, 12);
+    assert!(!goes_on(&mut test), "it has missed something");
+    test.fetched(&[12], true);
+    assert!(goes_on(&mut test), "there is more");
+    test.fetched(&[13], false);
+    test.take();
+    test.live(16, 15);
+    assert!(!goes_on(&mut test), "it has missed something else");
 }
