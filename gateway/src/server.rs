@@ -142,7 +142,7 @@ async fn shake_hands(
             Err(_) => tracing::debug!("a handshake was not finished in time"),
         },
         () = evicted.cancelled() => {
-            tracing::debug!("too many handshakes at once, the one that took longest is cut off");
+            tracing::debug!("too many handshakes at once, the client waited for longest is cut off");
         }
     }
 }

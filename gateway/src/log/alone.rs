@@ -27,7 +27,7 @@ impl EventLog {
         }
     }
 
-    /// Reads all of a user's events after `after` if they are few: `None` if they are not.
+    /// Reads all of a user's events after `after` if they are few and small: `None` if they are not.
     async fn read_few(
         &self,
         stream: u16,
@@ -41,11 +41,11 @@ impl EventLog {
             let request = DirectGet { seq, next_by_subj, ..DirectGet::default() };
             Ok::<_, Error>(self.reads.get(&name, &request).await?.pop())
         };
-        let (mut events, mut last) = (Vec::new(), after.0);
+        let (mut events, mut last, mut bytes) = (Vec::new(), after.0, 0);
         while let Some(event) = get(last + 1).await? {
-            last = event.sequence;
+            (last, bytes) = (event.sequence, bytes + event.payload.len());
             events.push(event);
-            if events.len() >= FEW.min(limit) {
+            if events.len() >= FEW.min(limit) || bytes >= MAX_BYTES {
                 return Ok(None);
             }
         }

@@ -32,8 +32,8 @@ pub(super) struct DirectGet<'a> {
     pub(super) next_by_subj: Option<&'a str>,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     pub(super) multi_last: &'a [String],
-    #[serde(skip_serializing_if = "Option::is_none")]
     /// The most messages; without it there is one, and nothing is counted that comes after it.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) batch: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) max_bytes: Option<usize>,
