@@ -10,11 +10,14 @@ use std::{
     cmp::Reverse,
     collections::HashMap,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use herald_proto::{EventId, subject};
-use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
+use tokio::{
+    sync::{Semaphore, SemaphorePermit, oneshot},
+    time::{Instant, sleep},
+};
 
 use super::{DirectGet, EventLog, Found, MAX_BYTES, Stored, tail::Tail};
 use crate::error::Error;
@@ -31,7 +34,7 @@ pub(super) struct Crowd {
 #[derive(Default)]
 struct Waiting {
     readers: Vec<Reader>,
-    /// When the last crowd was read for.
+    /// When the last crowd was last read for.
     crowded_at: Option<Instant>,
     /// When the reads began that are counted now.
     counted_from: Option<Instant>,
@@ -69,6 +72,8 @@ const AT_A_TIME: usize = 4;
 const SERVED_AT_A_TIME: usize = 64;
 /// How many events are read at once: while the broker reads a stream, it takes nothing new for it.
 const READ_AT_A_TIME: usize = 256;
+/// The part of the time that a read took for which the broker is left alone after it: those who chat need it too.
+const REST: u32 = 2;
 /// About how much one reader is given at once, in bytes. Who has more to read asks again.
 const SHARE: usize = 16 * 1024;
 /// How many messages may be read for each reader: about what it costs the broker to find ten events for one that reads
@@ -130,7 +135,7 @@ impl Crowd {
         (readers.drain(..count.min(MOST)).collect(), first)
     }
 
-    /// Notes that a crowd was read for; returns whether it is the first one for some time.
+    /// Notes that a crowd is or was read for; returns whether it is the first one for some time.
     fn crowded(&self) -> bool {
         self.waiting().crowded_at.replace(Instant::now()).is_none()
     }
@@ -138,7 +143,7 @@ impl Crowd {
     /// Forgets what was read, once no crowd has come for some time.
     async fn cool(&self) {
         loop {
-            tokio::time::sleep(KEPT).await;
+            sleep(KEPT).await;
             let mut tail = self.tail.lock().await;
             let mut waiting = self.waiting();
             if waiting.crowded_at.is_none_or(|at| at.elapsed() >= KEPT) {
@@ -194,7 +199,10 @@ impl EventLog {
                 });
             }
             let first = first.0.max(extent.first).max(1);
-            self.read_together(stream, &mut tail, readers, first).await?;
+            let read = self.read_together(stream, &mut tail, readers, first).await;
+            // To read it can take longer than it is kept.
+            crowd.crowded();
+            read?;
         }
         drop(tail);
         Ok(answered.try_recv().map_or_else(|_| Turn::Alone(place), Turn::Served))
@@ -260,6 +268,7 @@ impl EventLog {
                 max_bytes: Some(MAX_BYTES),
                 ..DirectGet::default()
             };
+            let began_at = Instant::now();
             let mut found = self.reads.get(&name, &request).await?;
             let (next, is_end) = cut(&mut found, until, tail.next());
             if is_end && until.is_some_and(|until| next < until) {
@@ -271,6 +280,7 @@ impl EventLog {
             if is_end {
                 return Ok(());
             }
+            sleep(began_at.elapsed() / REST).await;
         }
         Ok(())
     }
@@ -330,6 +340,8 @@ impl Reader {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::Notify;
+
     use super::*;
     use crate::metrics::Origin;
 
@@ -430,6 +442,27 @@ mod tests {
         drop(answered);
         assert!(crowd.take(100, &Tail::default()).0.is_empty());
         assert!(crowd.waiting().readers.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_took_long_to_read_is_kept_for_those_who_come_next() {
+        let (crowd, read) = (Crowd::new(), Notify::new());
+        assert!(crowd.crowded(), "the first for some time");
+        let reading = async {
+            let mut tail = crowd.tail.lock().await;
+            sleep(KEPT * 2).await;
+            tail.restart(7);
+            assert!(!crowd.crowded());
+            drop(tail);
+            read.notify_one();
+        };
+        let next = async {
+            read.notified().await;
+            sleep(KEPT / 2).await;
+            assert_eq!(crowd.tail.lock().await.from(), Some(7));
+        };
+        tokio::join!(reading, crowd.cool(), next);
+        assert_eq!(crowd.tail.lock().await.from(), None, "nobody has come for some time");
     }
 
     #[test]

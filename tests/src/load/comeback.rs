@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::sleep};
 
 use super::{
     args::{Args, Mode},
@@ -54,6 +54,8 @@ pub async fn run(args: &Args, urls: &[String], watched: &[Watched]) -> Result<Me
         Mode::Reconnect => come_in(args, &crowd).await?,
         _ => Vec::new(),
     };
+    // What a gateway keeps in memory of a log that it has just read for a crowd is not there when a network is lost.
+    sleep(FORGOTTEN).await;
     let before = usage::all(watched)?;
     aside.disturb()?;
     let begun = Instant::now();
@@ -70,6 +72,8 @@ pub async fn run(args: &Args, urls: &[String], watched: &[Watched]) -> Result<Me
     Ok(measured)
 }
 
+/// How long after a crowd's return a gateway has nothing of its log in memory any more.
+const FORGOTTEN: Duration = Duration::from_secs(10);
 /// How many devices come in at once when nothing is measured yet.
 const FIRST_LOGINS: usize = 64;
 
