@@ -51,11 +51,14 @@ pub async fn run(args: &Args, urls: &[String], watched: &[Watched]) -> Result<Me
     let aside = Aside::begin(args, urls).await?;
     // They get what waits for them, and have not acked it when their connections are lost.
     let connected = match args.mode {
-        Mode::Reconnect => come_in(args, &crowd).await?,
+        Mode::Reconnect => {
+            let connected = come_in(args, &crowd).await?;
+            // What a gateway keeps in memory of a log just read for a crowd is not there when a network is lost.
+            sleep(FORGOTTEN).await;
+            connected
+        }
         _ => Vec::new(),
     };
-    // What a gateway keeps in memory of a log that it has just read for a crowd is not there when a network is lost.
-    sleep(FORGOTTEN).await;
     let before = usage::all(watched)?;
     aside.disturb()?;
     let begun = Instant::now();
@@ -72,7 +75,7 @@ pub async fn run(args: &Args, urls: &[String], watched: &[Watched]) -> Result<Me
     Ok(measured)
 }
 
-/// How long after a crowd's return a gateway has nothing of its log in memory any more.
+/// How long after a crowd's return a gateway has nothing of its log in memory any more. Its events are not due again yet.
 const FORGOTTEN: Duration = Duration::from_secs(10);
 /// How many devices come in at once when nothing is measured yet.
 const FIRST_LOGINS: usize = 64;
