@@ -38,6 +38,7 @@ use crate::{
     routes,
     server::Server,
     session::Shared,
+    tap::Tap,
     waiting::Waiting,
 };
 
@@ -103,7 +104,7 @@ pub async fn run(
     process::register(&mut metered, "herald-gateway");
     nats::register(&mut metered, &client);
     let dialer = Dialer::new(&config.broker, format!("{name} tap"))?;
-    let tap = Arc::new(Link::new("replies and live events"));
+    let tap = Arc::new(Link::new("requests, replies and live events"));
     let max_sessions = config.limits.max_sessions;
     let registry = Registry::new(tap.clone(), gateway.clone(), max_sessions, metrics.clone());
     let presence = Presence::new(config.grace);
@@ -128,9 +129,21 @@ pub async fn run(
         marks: Announcer::marks(),
         telling: Arc::new(Semaphore::new(TELLING)),
     };
+    let publisher = Arc::new(Publisher::new(
+        tap.clone(),
+        topology,
+        gateway.clone(),
+        config.limits.max_publishes,
+        metrics.clone(),
+    ));
     tasks.spawn({
-        let (tap, registry, gone) = (tap.clone(), registry.clone(), gone.clone());
-        async move { tap.run(dialer, &registry, gone).await }
+        let ends = Tap { registry: registry.clone(), publisher: publisher.clone() };
+        let (tap, gone) = (tap.clone(), gone.clone());
+        async move { tap.run(dialer, &ends, gone).await }
+    });
+    tasks.spawn({
+        let (publisher, gone) = (publisher.clone(), gone.clone());
+        async move { publisher.watch(gone).await }
     });
     tasks.spawn(leases.clone().watch(gone.clone()));
     tasks.spawn(announcer.run(stop.clone()));
@@ -150,14 +163,7 @@ pub async fn run(
         client: client.clone(),
         log,
         cursors,
-        publisher: Publisher::start(
-            client.clone(),
-            jetstream,
-            topology,
-            gateway.clone(),
-            config.limits.max_publishes,
-            metrics.clone(),
-        ),
+        publisher,
         metrics: metrics.clone(),
         sampler: Sampler::new(config.trace_ratio, config.client_traces),
         door: door.clone(),
@@ -243,13 +249,13 @@ fn counts(
     );
     metered.read(
         "herald_gateway_tap_connected",
-        "Whether there is a connection to NATS for replies and live events.",
+        "Whether there is a connection to NATS for requests, replies and live events.",
         Kind::Gauge,
         move || f64::from(u8::from(connected.is_connected())),
     );
     metered.read(
         "herald_gateway_tap_connects",
-        "Times that the connection for replies and live events was made.",
+        "Times that the connection for requests, replies and live events was made.",
         Kind::Counter,
         move || connects.connects() as f64,
     );

@@ -8,7 +8,7 @@
 //!                        │    └── inbox ◀── registry ◀── live taps, replies, sweep
 //!                        └─▶ publisher ─▶ FRAMES,  log ─▶ EVENTS, CURSORS,  presence ─▶ SESSIONS, LEASES
 //! ```
-//! Registry and log each have a [`link`]; all else goes over `async-nats`.
+//! Registry and publisher share a [`link`], the [`tap`], and the log has one; all else goes over `async-nats`.
 
 pub mod admin;
 pub mod app;
@@ -31,5 +31,6 @@ pub mod routes;
 pub mod server;
 pub mod session;
 pub mod spans;
+pub mod tap;
 pub mod turns;
 pub mod waiting;

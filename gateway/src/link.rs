@@ -8,8 +8,7 @@
 use std::{
     collections::VecDeque,
     convert::Infallible,
-    fmt::Write,
-    io,
+    io::{self, Write},
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -37,7 +36,9 @@ use protocol::{Message, Op, parse};
 /// Who takes what comes in on a link.
 pub trait Receive: Sync {
     /// Writes the subscriptions that a new connection begins with.
-    fn subscribe(&self, commands: &mut String);
+    fn subscribe(&self, commands: &mut Vec<u8>);
+    /// Writes what is to be sent now, on a connection with all its subscriptions: [`Link::wake`] has it asked for.
+    fn due(&self, _commands: &mut Vec<u8>) {}
     /// Takes a message. Others wait meanwhile.
     fn receive(&self, message: &Message<'_>);
     /// The connection is gone, and with it whatever was on its way.
@@ -63,7 +64,7 @@ struct Left {
     /// Whether the server has made these.
     is_confirmed: bool,
     /// Commands for the server.
-    commands: String,
+    commands: Vec<u8>,
     /// Whether somebody waits for them to be confirmed.
     is_waited_for: bool,
     /// The round that the next ping confirms.
@@ -113,16 +114,21 @@ impl Link {
     /// Ends a subscription.
     pub fn unsubscribe(&self, sid: u64) {
         let command = format!("UNSUB {sid}\r\n");
-        self.command(|commands| commands.push_str(&command));
+        self.command(|commands| commands.extend(command.as_bytes()));
     }
 
     /// Sends a message that is answered on `reply`; returns whether there is a connection to send it on.
     pub fn request(&self, subject: &str, reply: &str, body: &str) -> bool {
         let command = format!("PUB {subject} {reply} {}\r\n{body}\r\n", body.len());
-        self.command(|commands| commands.push_str(&command))
+        self.command(|commands| commands.extend(command.as_bytes()))
     }
 
-    fn command(&self, write: impl FnOnce(&mut String)) -> bool {
+    /// Has the connection's task ask its receiver for what is due.
+    pub fn wake(&self) {
+        self.arrived.notify_one();
+    }
+
+    fn command(&self, write: impl FnOnce(&mut Vec<u8>)) -> bool {
         let mut left = self.left();
         let is_open = left.is_open;
         if is_open {
@@ -196,16 +202,17 @@ impl Link {
     ) -> io::Result<Infallible> {
         self.begin();
         // Listed after it: who comes later leaves a command. The server ignores a subscription that it has already.
-        let mut all = String::new();
+        let mut all = Vec::new();
         receiver.subscribe(&mut all);
         let (later, round) = self.take(true);
-        connection.send(all + &later, round).await?;
+        all.extend(later);
+        connection.send(all, round).await?;
         let first = connection.pings.back().copied();
         let mut ping = interval(PING_INTERVAL);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ping.reset();
         loop {
-            let mut is_flood = false;
+            let (mut is_flood, mut is_ping_due) = (false, false);
             tokio::select! {
                 read = connection.stream.read_buf(&mut connection.read) => {
                     let read = read?;
@@ -215,16 +222,12 @@ impl Link {
                     connection.was_heard = true;
                     is_flood = read >= BUFFER / 2;
                 }
-                () = self.arrived.notified() => {
-                    let (commands, round) = self.take(false);
-                    connection.send(commands, round).await?;
-                }
+                () = self.arrived.notified() => {}
                 _ = ping.tick() => {
                     if !std::mem::take(&mut connection.was_heard) {
                         return Err(io::ErrorKind::TimedOut.into());
                     }
-                    let (commands, round) = self.take(true);
-                    connection.send(commands, round).await?;
+                    is_ping_due = true;
                 }
             }
             while let Some(round) = connection.receive(receiver).await? {
@@ -235,6 +238,11 @@ impl Link {
                 }
                 self.confirmed.send_replace(round);
             }
+            let (mut commands, round) = self.take(is_ping_due);
+            if self.is_connected() {
+                receiver.due(&mut commands);
+            }
+            connection.send(commands, round).await?;
             if is_flood {
                 // More is there, most likely: others have their turn before it.
                 tokio::task::yield_now().await;
@@ -255,7 +263,7 @@ impl Link {
     }
 
     /// What was left; and the round that a ping after it confirms, if somebody waits for it or `is_due`.
-    fn take(&self, is_due: bool) -> (String, Option<u64>) {
+    fn take(&self, is_due: bool) -> (Vec<u8>, Option<u64>) {
         let mut left = self.left();
         let commands = std::mem::take(&mut left.commands);
         let is_due = std::mem::take(&mut left.is_waited_for) || is_due;
@@ -277,13 +285,16 @@ struct Connection {
 
 impl Connection {
     /// Sends commands, and after them a ping if a round is to be confirmed.
-    async fn send(&mut self, mut commands: String, round: Option<u64>) -> io::Result<()> {
+    async fn send(&mut self, mut commands: Vec<u8>, round: Option<u64>) -> io::Result<()> {
         if let Some(round) = round {
-            commands.push_str("PING\r\n");
+            commands.extend(b"PING\r\n");
             self.pings.push_back(round);
         }
+        if commands.is_empty() {
+            return Ok(());
+        }
         let sent = async {
-            self.stream.write_all(commands.as_bytes()).await?;
+            self.stream.write_all(&commands).await?;
             self.stream.flush().await
         };
         timeout(PATIENCE, sent).await?
@@ -311,14 +322,14 @@ impl Connection {
         self.read.advance(done);
         self.read.reserve(BUFFER / 2);
         if is_pinged {
-            self.send("PONG\r\n".to_owned(), None).await?;
+            self.send(b"PONG\r\n".to_vec(), None).await?;
         }
         Ok(confirmed)
     }
 }
 
 /// Writes the command that subscribes under a number.
-pub fn subscribe(commands: &mut String, sid: u64, subject: &str) {
-    // Writing to a string can't fail.
+pub fn subscribe(commands: &mut Vec<u8>, sid: u64, subject: &str) {
+    // Writing to memory can't fail.
     let _ = write!(commands, "SUB {subject} {sid}\r\n");
 }

@@ -2,72 +2,100 @@
 //! was not confirmed. Bounded: a request that finds no place is refused at once.
 //!
 //! Each partition has one bundle on its way. What comes meanwhile makes the next: so bundles grow under load, and
-//! a request that comes alone does not wait.
+//! a request that comes alone does not wait. Bundles go over the tap: whoever reads it hears confirmations too.
 
-use std::{collections::VecDeque, sync::Arc, time::Instant};
-
-use async_nats::{
-    Client, connection,
-    jetstream::{Context, context::PublishError},
+use std::{
+    io::Write,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
-use bytes::Bytes;
-use futures::{StreamExt, stream::FuturesUnordered};
+
 use herald_proto::{
     Chat, RequestId, subject,
-    telemetry::{Span, Traceparent},
+    telemetry::Traceparent,
     topology::Topology,
-    wire::{Bundle, Command, MAX_COMMANDS},
+    wire::{Bundle, Command},
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use serde::Deserialize;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     inbox::{Delivery, Inbox},
+    link::{
+        self, Link, Receive,
+        protocol::{self, Message},
+    },
     metrics::{Metrics, Publishing},
     spans,
 };
 
-/// A request on its way.
-struct Job {
-    partition: u16,
-    /// The command, as JSON.
-    body: Vec<u8>,
-    /// Lasts until it is confirmed.
-    span: Span,
-    id: RequestId,
-    inbox: Arc<Inbox>,
-    /// Its place among all that are on their way.
-    _place: OwnedSemaphorePermit,
-}
+mod lanes;
 
-/// Publishes for a gateway. Clones share the queue.
-#[derive(Clone)]
+use lanes::{Job, Lanes, UnderWay};
+
+/// Publishes for a gateway.
 pub struct Publisher {
-    client: Client,
+    tap: Arc<Link>,
     topology: Topology,
-    jobs: mpsc::UnboundedSender<Job>,
-    /// Bounds the queue, and what was taken from it and is not confirmed.
-    places: Arc<Semaphore>,
+    gateway: Arc<str>,
+    /// What confirmations come under, each with its partition and its bundle's number.
+    inbox: String,
+    lanes: Mutex<Lanes>,
+    metrics: Arc<Metrics>,
 }
 
+/// Why a bundle is not confirmed.
+#[derive(Debug, thiserror::Error)]
+enum Unconfirmed {
+    #[error("no answer in time")]
+    Silent,
+    #[error("the connection was lost")]
+    Lost,
+    #[error("no stream takes it")]
+    NoStream,
+    #[error("refused: {0}")]
+    Refused(String),
+    #[error("the answer is not readable")]
+    Unreadable,
+}
+
+/// What JetStream answers a publish with (ADR-1).
+#[derive(Deserialize)]
+struct Ack {
+    seq: Option<u64>,
+    error: Option<Refusal>,
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    description: String,
+}
+
+/// The number of the subscription to confirmations; no session has it.
+pub const CONFIRMATIONS: u64 = u64::MAX;
 /// The size of most commands, in bytes.
 const USUAL: usize = 512;
-/// A bundle is not extended past this size, in bytes: well below what NATS takes in a message.
-const MAX_BYTES: usize = 256 * 1024;
+/// How often it is looked for those that take longer.
+const LOOK: Duration = Duration::from_millis(250);
 
 impl Publisher {
-    /// Starts the publisher; at most `capacity` requests are on their way. It ends when its last clone is dropped.
-    pub fn start(
-        client: Client,
-        jetstream: Context,
+    /// Publishes over `tap`; at most `capacity` requests are on their way.
+    pub fn new(
+        tap: Arc<Link>,
         topology: Topology,
         gateway: Arc<str>,
         capacity: usize,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let (jobs, waiting) = mpsc::unbounded_channel();
-        let line = Line { jetstream, gateway, metrics };
-        tokio::spawn(run(line, topology.partitions, waiting));
-        Self { client, topology, jobs, places: Arc::new(Semaphore::new(capacity)) }
+        let inbox = format!("{}.{:016x}", subject::GATEWAY_INBOX, fastrand::u64(..));
+        let lanes = Mutex::new(Lanes::new(topology.partitions, capacity));
+        Self { tap, topology, gateway, inbox, lanes, metrics }
+    }
+
+    fn lanes(&self) -> MutexGuard<'_, Lanes> {
+        // Every change is whole, whoever panicked while holding the lock.
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sends a request on its way, as a part of the trace of `cause`. Whether it was confirmed is told to the inbox, and
@@ -82,110 +110,118 @@ impl Publisher {
         cause: Option<Traceparent>,
         inbox: &Arc<Inbox>,
     ) -> Result<(), RequestId> {
-        let place = self.places.clone().try_acquire_owned();
-        let is_connected = self.client.connection_state() == connection::State::Connected;
-        let (Ok(place), true) = (place, is_connected) else { return Err(command.id) };
         let partition = self.topology.partition(chat);
         let span = spans::publish(cause, partition);
         command.traceparent = span.traceparent();
         let mut body = Vec::with_capacity(USUAL);
         let Ok(()) = serde_json::to_writer(&mut body, &command) else { return Err(command.id) };
-        let job =
-            Job { partition, body, span, id: command.id, inbox: inbox.clone(), _place: place };
-        self.jobs.send(job).map_err(|refused| refused.0.id)
-    }
-}
-
-/// What one partition has on its way and waiting.
-#[derive(Default)]
-struct Lane {
-    is_under_way: bool,
-    waiting: VecDeque<Job>,
-}
-
-impl Lane {
-    /// Takes the next bundle, if none is on its way.
-    fn next(&mut self) -> Option<Vec<Job>> {
-        if self.is_under_way || self.waiting.is_empty() {
-            return None;
+        let job = Job { body, span, id: command.id, inbox: inbox.clone() };
+        let mut lanes = self.lanes();
+        // Looked at with the lanes in hand: a connection that is lost from now on takes the request with it.
+        if !self.tap.is_connected() {
+            return Err(job.id);
         }
-        self.is_under_way = true;
-        let mut bytes = 0;
-        let fits = |job: &&Job| {
-            bytes += job.body.len();
-            bytes <= MAX_BYTES
-        };
-        let count = self.waiting.iter().take(MAX_COMMANDS).take_while(fits).count();
-        Some(self.waiting.drain(..count.max(1)).collect())
+        lanes.push(partition, job)?;
+        drop(lanes);
+        self.tap.wake();
+        Ok(())
     }
-}
 
-/// What bundles are published with.
-struct Line {
-    jetstream: Context,
-    gateway: Arc<str>,
-    metrics: Arc<Metrics>,
-}
-
-async fn run(line: Line, partitions: u16, mut jobs: mpsc::UnboundedReceiver<Job>) {
-    let mut lanes: Vec<Lane> = (0..partitions).map(|_| Lane::default()).collect();
-    let mut under_way = FuturesUnordered::new();
-    let mut arrived = Vec::new();
-    let mut is_open = true;
-    while is_open || !under_way.is_empty() {
-        let mut due = Vec::new();
-        tokio::select! {
-            count = jobs.recv_many(&mut arrived, MAX_COMMANDS), if is_open => {
-                is_open = count > 0;
-                for job in arrived.drain(..) {
-                    due.push(job.partition);
-                    if let Some(lane) = lanes.get_mut(usize::from(job.partition)) {
-                        lane.waiting.push_back(job);
-                    }
-                }
+    /// Gives up, until `stop`, what is not confirmed in time.
+    pub async fn watch(&self, stop: CancellationToken) {
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = look.tick() => {}
+                () = stop.cancelled() => return,
             }
-            Some(partition) = under_way.next() => {
-                due.push(partition);
-                if let Some(lane) = lanes.get_mut(usize::from(partition)) {
-                    lane.is_under_way = false;
-                }
+            let overdue = self.lanes().overdue(Instant::now());
+            if !overdue.is_empty() {
+                self.tap.wake();
+            }
+            for bundle in overdue {
+                self.end(bundle, Err(Unconfirmed::Silent));
             }
         }
-        for partition in due {
-            if let Some(bundle) = lanes.get_mut(usize::from(partition)).and_then(Lane::next) {
-                under_way.push(publish(&line, partition, bundle));
+    }
+
+    /// A bundle has come to its end: tells its sessions if it was not confirmed.
+    fn end(&self, bundle: UnderWay, confirmed: Result<(), Unconfirmed>) {
+        self.metrics.publish.observe(bundle.sent_at.elapsed(), None);
+        match confirmed {
+            Ok(()) => self.metrics.publishes.inc(Publishing::Confirmed),
+            Err(error) => {
+                self.metrics.publishes.inc(Publishing::Failed);
+                fail(bundle.jobs, &error);
             }
         }
     }
 }
 
-/// Publishes a bundle and waits until it is confirmed; tells the sessions if it is not.
-async fn publish(line: &Line, partition: u16, bundle: Vec<Job>) -> u16 {
-    let Line { jetstream, gateway, metrics } = line;
-    let body = Bundle::join(gateway, bundle.iter().map(|job| job.body.as_slice()));
-    metrics.bundle.observe_size(bundle.len());
-    let began_at = Instant::now();
-    let confirmed = confirm(jetstream, partition, body.into()).await;
-    metrics.publish.observe(began_at.elapsed(), None);
-    let outcome = if confirmed.is_ok() { Publishing::Confirmed } else { Publishing::Failed };
-    metrics.publishes.inc(outcome);
-    if let Err(error) = confirmed {
-        let traced = bundle.iter().find(|job| job.span.is_some());
-        let logs = traced.and_then(|job| job.span.enter());
-        tracing::warn!(%error, herald.requests = bundle.len(), "requests were not confirmed by the broker");
-        drop(logs);
-        for mut job in bundle {
-            match job.span.is_some() {
-                true => job.span.fail("not_confirmed"),
-                false => spans::keep_error("not_confirmed"),
-            }
-            // The request may still arrive: whoever sends it again gets the same answer.
-            job.inbox.push(Delivery::Unconfirmed(job.id));
+fn fail(jobs: Vec<Job>, error: &Unconfirmed) {
+    let traced = jobs.iter().find(|job| job.span.is_some());
+    let logs = traced.and_then(|job| job.span.enter());
+    tracing::warn!(%error, herald.requests = jobs.len(), "requests were not confirmed by the broker");
+    drop(logs);
+    for mut job in jobs {
+        match job.span.is_some() {
+            true => job.span.fail("not_confirmed"),
+            false => spans::keep_error("not_confirmed"),
         }
+        // The request may still arrive: whoever sends it again gets the same answer.
+        job.inbox.push(Delivery::Unconfirmed(job.id));
     }
-    partition
 }
 
-async fn confirm(jetstream: &Context, partition: u16, body: Bytes) -> Result<(), PublishError> {
-    jetstream.publish(subject::frames(partition), body).await?.await.map(drop)
+impl Receive for Publisher {
+    fn subscribe(&self, commands: &mut Vec<u8>) {
+        link::subscribe(commands, CONFIRMATIONS, &format!("{}.*.*", self.inbox));
+    }
+
+    fn due(&self, commands: &mut Vec<u8>) {
+        self.lanes().send(Instant::now(), |partition, bundle| {
+            self.metrics.bundle.observe_size(bundle.jobs.len());
+            let body = Bundle::join(&self.gateway, bundle.jobs.iter().map(|job| &*job.body));
+            let (to, number, size) = (subject::frames(partition), bundle.number, body.len());
+            // Writing to memory can't fail.
+            let _ = write!(commands, "PUB {to} {}.{partition}.{number} {size}\r\n", self.inbox);
+            commands.extend(body);
+            commands.extend(b"\r\n");
+        });
+    }
+
+    fn receive(&self, message: &Message<'_>) {
+        let mut tokens = message.subject.rsplit('.');
+        let number = tokens.next().and_then(|number| number.parse().ok());
+        let partition = tokens.next().and_then(|partition| partition.parse().ok());
+        let (Some(number), Some(partition)) = (number, partition) else { return };
+        // One that nobody waits for any more is left.
+        let answered = self.lanes().answered(partition, number);
+        if let Some(bundle) = answered {
+            self.end(bundle, confirmed(message));
+        }
+    }
+
+    fn lost(&self) {
+        let lost = self.lanes().lost();
+        for bundle in lost.under_way {
+            self.end(bundle, Err(Unconfirmed::Lost));
+        }
+        if !lost.waiting.is_empty() {
+            fail(lost.waiting, &Unconfirmed::Lost);
+        }
+    }
+}
+
+/// What the broker says to a bundle.
+fn confirmed(message: &Message<'_>) -> Result<(), Unconfirmed> {
+    if protocol::status(message.headers).is_some() {
+        return Err(Unconfirmed::NoStream);
+    }
+    match serde_json::from_slice(message.payload) {
+        Ok(Ack { error: Some(refusal), .. }) => Err(Unconfirmed::Refused(refusal.description)),
+        Ok(Ack { seq: Some(_), .. }) => Ok(()),
+        _ => Err(Unconfirmed::Unreadable),
+    }
 }

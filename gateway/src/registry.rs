@@ -218,7 +218,7 @@ impl Registry {
 
 /// Workers' replies, and live taps: one subscription for each user.
 impl Receive for Registry {
-    fn subscribe(&self, commands: &mut String) {
+    fn subscribe(&self, commands: &mut Vec<u8>) {
         link::subscribe(commands, REPLIES, &subject::reply(&self.gateway));
         for (tap, user) in &self.sessions().by_tap {
             link::subscribe(commands, *tap, &subject::live(user));

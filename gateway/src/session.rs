@@ -73,7 +73,7 @@ pub struct Shared {
     /// Where cursors are stored.
     pub cursors: Cursors,
     /// Where requests go.
-    pub publisher: Publisher,
+    pub publisher: Arc<Publisher>,
     /// Which requests are traced.
     pub sampler: Sampler,
     /// How fast clients come and go.
@@ -82,7 +82,7 @@ pub struct Shared {
     pub waiting: Waiting,
     /// Where sessions are found.
     pub registry: Registry,
-    /// The connection for replies and live events.
+    /// The connection for requests, replies and live events.
     pub tap: Arc<Link>,
     /// Who is told that users come and go.
     pub presence: Presence,

@@ -48,6 +48,7 @@ mod overload;
 mod presence;
 mod publish;
 mod replicas;
+mod requests;
 mod rewound;
 mod sessions;
 mod socket;

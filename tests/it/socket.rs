@@ -21,6 +21,7 @@ use herald_gateway::{
     publisher::Publisher,
     registry::Registry,
     session::{self, Identity, Shared, Socket},
+    tap::Tap,
     waiting::Waiting,
 };
 use herald_proto::{DeviceId, UserId, telemetry::Sampler, topology::Topology};
@@ -41,13 +42,16 @@ async fn session(cluster: &Cluster, bytes: usize) -> Result<WebSocketStream<Dupl
     let context = jetstream::new(client.clone());
     let topology = Topology { partitions: 8, event_streams: 1 };
     let gateway: Arc<str> = "in-memory".into();
-    let tap = Arc::new(Link::new("replies and live events"));
+    let tap = Arc::new(Link::new("tap"));
     let metrics = Arc::<Metrics>::default();
     let registry = Registry::new(tap.clone(), gateway.clone(), 10, metrics.clone());
     let dialer = Dialer::new(&config.broker, "tap".into())?;
+    let publisher =
+        Arc::new(Publisher::new(tap.clone(), topology, gateway.clone(), 16, metrics.clone()));
     tokio::spawn({
-        let (tap, registry) = (tap.clone(), registry.clone());
-        async move { tap.run(dialer, &registry, CancellationToken::new()).await }
+        let ends = Tap { registry: registry.clone(), publisher: publisher.clone() };
+        let tap = tap.clone();
+        async move { tap.run(dialer, &ends, CancellationToken::new()).await }
     });
     let reads = Arc::new(Reads::new());
     tokio::spawn({
@@ -60,14 +64,7 @@ async fn session(cluster: &Cluster, bytes: usize) -> Result<WebSocketStream<Dupl
         client: client.clone(),
         log: EventLog::open(reads, context.clone(), topology).await?,
         cursors: Cursors::new(),
-        publisher: Publisher::start(
-            client.clone(),
-            context,
-            topology,
-            gateway.clone(),
-            16,
-            metrics.clone(),
-        ),
+        publisher,
         metrics,
         sampler: Sampler::new(0.0, 0),
         door: Arc::new(Door::new(&config.limits, Instant::now())),

@@ -147,7 +147,7 @@ impl Reads {
 }
 
 impl Receive for Reads {
-    fn subscribe(&self, commands: &mut String) {
+    fn subscribe(&self, commands: &mut Vec<u8>) {
         link::subscribe(commands, ANSWERS, &format!("{}.*", self.inbox));
     }
 

@@ -101,8 +101,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             request,
         };
         let is_full = self.waiting.set(self.state.open_requests());
-        // Where no answer can be heard, none is waited for.
-        let submitted = if is_full || !self.shared.tap.is_connected() {
+        let submitted = if is_full {
             Err(command.id)
         } else {
             self.shared.publisher.submit(&chat, command, cause, &self.seat.inbox)
