@@ -42,8 +42,10 @@ use crate::{
     waiting::Waiting,
 };
 
-/// How long a publish waits for its confirmation.
+/// How long what is asked of the broker waits for its answer, requests aside.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(3);
+/// How many publishes may wait for their confirmations, requests aside.
+const MAX_UNCONFIRMED: usize = 8192;
 /// How long sessions that are cut have to store their cursors and say goodbye.
 const GOODBYE: Duration = Duration::from_secs(4);
 /// How often to look for a topology that no worker has written yet.
@@ -81,7 +83,7 @@ pub async fn run(
         ContextBuilder::new()
             .ack_timeout(PUBLISH_TIMEOUT)
             .timeout(PUBLISH_TIMEOUT)
-            .max_ack_inflight(config.limits.max_publishes)
+            .max_ack_inflight(MAX_UNCONFIRMED)
             .backpressure_on_inflight(true)
             .build(client.clone())
     };
@@ -140,10 +142,6 @@ pub async fn run(
         let ends = Tap { registry: registry.clone(), publisher: publisher.clone() };
         let (tap, gone) = (tap.clone(), gone.clone());
         async move { tap.run(dialer, &ends, gone).await }
-    });
-    tasks.spawn({
-        let (publisher, gone) = (publisher.clone(), gone.clone());
-        async move { publisher.watch(gone).await }
     });
     tasks.spawn(leases.clone().watch(gone.clone()));
     tasks.spawn(announcer.run(stop.clone()));

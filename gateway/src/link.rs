@@ -1,4 +1,4 @@
-//! A lean connection to NATS, for what comes in masses: replies, live events, and what is read from logs.
+//! A lean connection to NATS, for what comes in masses: requests, replies, live events, and what is read from logs.
 //!
 //! `async-nats` gives each subscription a channel, which takes 6 KB of memory before anything is in it, and a task to
 //! empty it another 800 bytes: as much as all the rest of an idle session. And it takes a message's headers apart into
@@ -11,7 +11,7 @@ use std::{
     io::{self, Write},
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -41,6 +41,8 @@ pub trait Receive: Sync {
     fn due(&self, _commands: &mut Vec<u8>) {}
     /// Takes a message. Others wait meanwhile.
     fn receive(&self, message: &Message<'_>);
+    /// All that has come in is taken; said now and then.
+    fn quiet(&self) {}
     /// The connection is gone, and with it whatever was on its way.
     fn lost(&self);
 }
@@ -54,6 +56,7 @@ pub struct Link {
     /// The last round that the server has confirmed.
     confirmed: watch::Sender<u64>,
     connects: AtomicU64,
+    max_payload: AtomicUsize,
 }
 
 /// What is left for the connection's task.
@@ -75,6 +78,8 @@ struct Left {
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How often the server is asked whether it lives.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
+/// How often its receiver is told that all is taken.
+const LOOK: Duration = Duration::from_millis(500);
 /// How much is read at once, in bytes.
 const BUFFER: usize = 64 * 1024;
 
@@ -87,6 +92,7 @@ impl Link {
             arrived: Notify::new(),
             confirmed: watch::Sender::new(0),
             connects: AtomicU64::new(0),
+            max_payload: AtomicUsize::new(0),
         }
     }
 
@@ -103,6 +109,11 @@ impl Link {
     /// How often all subscriptions were made on a new connection: messages in between were missed.
     pub fn connects(&self) -> u64 {
         self.connects.load(Ordering::Acquire)
+    }
+
+    /// The largest message that the server takes, in bytes.
+    pub fn max_payload(&self) -> usize {
+        self.max_payload.load(Ordering::Relaxed)
     }
 
     /// Subscribes under a number of the caller's. Without a connection nothing is done: the next one begins with all
@@ -187,7 +198,8 @@ impl Link {
 
     /// Works on one connection until it breaks; returns why.
     async fn serve(&self, opened: Opened, receiver: &impl Receive) -> io::Error {
-        let Opened { stream, read } = opened;
+        let Opened { stream, read, max_payload } = opened;
+        self.max_payload.store(max_payload, Ordering::Relaxed);
         let mut connection = Connection { stream, read, pings: VecDeque::new(), was_heard: true };
         match self.work(&mut connection, receiver).await {
             Ok(never) => match never {},
@@ -211,9 +223,12 @@ impl Link {
         let mut ping = interval(PING_INTERVAL);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ping.reset();
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let (mut is_flood, mut is_ping_due) = (false, false);
             tokio::select! {
+                biased;
                 read = connection.stream.read_buf(&mut connection.read) => {
                     let read = read?;
                     if read == 0 {
@@ -223,6 +238,7 @@ impl Link {
                     is_flood = read >= BUFFER / 2;
                 }
                 () = self.arrived.notified() => {}
+                _ = look.tick() => receiver.quiet(),
                 _ = ping.tick() => {
                     if !std::mem::take(&mut connection.was_heard) {
                         return Err(io::ErrorKind::TimedOut.into());

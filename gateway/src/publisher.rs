@@ -7,7 +7,6 @@
 use std::{
     io::Write,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use herald_proto::{
@@ -17,8 +16,7 @@ use herald_proto::{
     wire::{Bundle, Command},
 };
 use serde::Deserialize;
-use tokio::time::{Instant, MissedTickBehavior, interval};
-use tokio_util::sync::CancellationToken;
+use tokio::time::Instant;
 
 use crate::{
     inbox::{Delivery, Inbox},
@@ -32,7 +30,7 @@ use crate::{
 
 mod lanes;
 
-use lanes::{Job, Lanes, UnderWay};
+use lanes::{Job, Lanes, Outgoing, UnderWay};
 
 /// Publishes for a gateway.
 pub struct Publisher {
@@ -76,8 +74,8 @@ struct Refusal {
 pub const CONFIRMATIONS: u64 = u64::MAX;
 /// The size of most commands, in bytes.
 const USUAL: usize = 512;
-/// How often it is looked for those that take longer.
-const LOOK: Duration = Duration::from_millis(250);
+/// What a bundle takes besides its commands and the gateway's name, at most, in bytes.
+const MARGIN: usize = 1024;
 
 impl Publisher {
     /// Publishes over `tap`; at most `capacity` requests are on their way.
@@ -102,7 +100,7 @@ impl Publisher {
     /// only if it was not.
     ///
     /// # Errors
-    /// The request's id if there is no connection to the broker, or no place.
+    /// The request's id if there is no connection to the broker, or no place, or it is larger than the broker takes.
     pub fn submit(
         &self,
         chat: &Chat,
@@ -110,40 +108,39 @@ impl Publisher {
         cause: Option<Traceparent>,
         inbox: &Arc<Inbox>,
     ) -> Result<(), RequestId> {
+        if !self.tap.is_connected() || self.lanes().is_full() {
+            return Err(command.id);
+        }
         let partition = self.topology.partition(chat);
         let span = spans::publish(cause, partition);
         command.traceparent = span.traceparent();
         let mut body = Vec::with_capacity(USUAL);
         let Ok(()) = serde_json::to_writer(&mut body, &command) else { return Err(command.id) };
         let job = Job { body, span, id: command.id, inbox: inbox.clone() };
-        let mut lanes = self.lanes();
-        // Looked at with the lanes in hand: a connection that is lost from now on takes the request with it.
-        if !self.tap.is_connected() {
-            return Err(job.id);
+        let refuse = |mut job: Job| {
+            job.span.fail("not_published");
+            Err(job.id)
+        };
+        if job.body.len() > self.max_bytes() {
+            tracing::warn!("a request is larger than the broker takes, it is refused");
+            return refuse(job);
         }
-        lanes.push(partition, job)?;
-        drop(lanes);
+        {
+            let mut lanes = self.lanes();
+            // Looked at with the lanes in hand: a connection that is lost from now on takes the request with it.
+            let is_connected = self.tap.is_connected();
+            if let Err(job) = if is_connected { lanes.push(partition, job) } else { Err(job) } {
+                drop(lanes);
+                return refuse(job);
+            }
+        }
         self.tap.wake();
         Ok(())
     }
 
-    /// Gives up, until `stop`, what is not confirmed in time.
-    pub async fn watch(&self, stop: CancellationToken) {
-        let mut look = interval(LOOK);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                _ = look.tick() => {}
-                () = stop.cancelled() => return,
-            }
-            let overdue = self.lanes().overdue(Instant::now());
-            if !overdue.is_empty() {
-                self.tap.wake();
-            }
-            for bundle in overdue {
-                self.end(bundle, Err(Unconfirmed::Silent));
-            }
-        }
+    /// How many bytes of commands the broker takes in a message.
+    fn max_bytes(&self) -> usize {
+        self.tap.max_payload().saturating_sub(self.gateway.len() + MARGIN)
     }
 
     /// A bundle has come to its end: tells its sessions if it was not confirmed.
@@ -179,16 +176,20 @@ impl Receive for Publisher {
         link::subscribe(commands, CONFIRMATIONS, &format!("{}.*.*", self.inbox));
     }
 
-    fn due(&self, commands: &mut Vec<u8>) {
-        self.lanes().send(Instant::now(), |partition, bundle| {
-            self.metrics.bundle.observe_size(bundle.jobs.len());
-            let body = Bundle::join(&self.gateway, bundle.jobs.iter().map(|job| &*job.body));
-            let (to, number, size) = (subject::frames(partition), bundle.number, body.len());
+    fn due(&self, out: &mut Vec<u8>) {
+        let (outgoing, more) = self.lanes().send(Instant::now(), self.max_bytes());
+        for Outgoing { partition, number, commands } in outgoing {
+            self.metrics.bundle.observe_size(commands.len());
+            let body = Bundle::join(&self.gateway, commands.iter().map(Vec::as_slice));
+            let (to, size) = (subject::frames(partition), body.len());
             // Writing to memory can't fail.
-            let _ = write!(commands, "PUB {to} {}.{partition}.{number} {size}\r\n", self.inbox);
-            commands.extend(body);
-            commands.extend(b"\r\n");
-        });
+            let _ = write!(out, "PUB {to} {}.{partition}.{number} {size}\r\n", self.inbox);
+            out.extend(body);
+            out.extend(b"\r\n");
+        }
+        if more {
+            self.tap.wake();
+        }
     }
 
     fn receive(&self, message: &Message<'_>) {
@@ -208,8 +209,16 @@ impl Receive for Publisher {
         for bundle in lost.under_way {
             self.end(bundle, Err(Unconfirmed::Lost));
         }
-        if !lost.waiting.is_empty() {
-            fail(lost.waiting, &Unconfirmed::Lost);
+        for jobs in lost.waiting {
+            self.metrics.publishes.inc(Publishing::Failed);
+            fail(jobs, &Unconfirmed::Lost);
+        }
+    }
+
+    fn quiet(&self) {
+        let overdue = self.lanes().overdue(Instant::now());
+        for bundle in overdue {
+            self.end(bundle, Err(Unconfirmed::Silent));
         }
     }
 }
@@ -223,5 +232,31 @@ fn confirmed(message: &Message<'_>) -> Result<(), Unconfirmed> {
         Ok(Ack { error: Some(refusal), .. }) => Err(Unconfirmed::Refused(refusal.description)),
         Ok(Ack { seq: Some(_), .. }) => Ok(()),
         _ => Err(Unconfirmed::Unreadable),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bundle_is_confirmed_by_its_place_in_the_stream_and_by_nothing_else() {
+        let answer = |headers: &str, payload: &str| {
+            let message =
+                Message { sid: 1, subject: "i.0.1", headers, payload: payload.as_bytes() };
+            confirmed(&message).map_err(|error| error.to_string())
+        };
+        assert_eq!(answer("", r#"{"stream":"FRAMES", "seq":7}"#), Ok(()));
+        assert_eq!(
+            answer("", r#"{"stream":"FRAMES","domain":"d","seq":7,"duplicate":true}"#),
+            Ok(())
+        );
+        let refused = r#"{"error":{"code":503,"err_code":10077,"description":"maximum messages exceeded"},"stream":"FRAMES","seq":0}"#;
+        assert_eq!(answer("", refused).unwrap_err(), "refused: maximum messages exceeded");
+        let none = answer("NATS/1.0 503\r\n\r\n", "");
+        assert_eq!(none.unwrap_err(), "no stream takes it");
+        for garbage in ["", "{}", "7"] {
+            assert_eq!(answer("", garbage).unwrap_err(), "the answer is not readable");
+        }
     }
 }

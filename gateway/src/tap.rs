@@ -33,6 +33,10 @@ impl Receive for Tap {
         }
     }
 
+    fn quiet(&self) {
+        self.publisher.quiet();
+    }
+
     fn lost(&self) {
         self.publisher.lost();
         self.registry.lost();

@@ -31,6 +31,8 @@ pub struct Opened {
     pub stream: Box<dyn Stream>,
     /// What was read and is to be looked at.
     pub read: BytesMut,
+    /// The largest message that the server takes, in bytes.
+    pub max_payload: usize,
 }
 
 /// Knows where the servers are and how to be let in.
@@ -126,7 +128,8 @@ impl Dialer {
                 _ => None,
             });
             if let Some(is_in) = is_in.await? {
-                return is_in.map(|()| (info, Opened { stream, read: buffer }));
+                let max_payload = info.max_payload;
+                return is_in.map(|()| (info, Opened { stream, read: buffer, max_payload }));
             }
         }
     }

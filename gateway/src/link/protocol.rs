@@ -41,6 +41,8 @@ pub struct Info {
     pub tls_required: bool,
     /// What to sign with an nkey.
     pub nonce: Option<String>,
+    /// The largest message that it takes, in bytes.
+    pub max_payload: usize,
     /// Where its cluster's servers are, as `host:port`.
     pub connect_urls: Vec<String>,
 }
@@ -125,7 +127,7 @@ mod tests {
 
     use super::*;
 
-    const ALL: &str = "INFO {\"server_id\":\"A\",\"tls_required\":true,\"connect_urls\":[\"a:1\"]} \r\n\
+    const ALL: &str = "INFO {\"server_id\":\"A\",\"tls_required\":true,\"max_payload\":9,\"connect_urls\":[\"a:1\"]} \r\n\
         +OK\r\nPING\r\nPONG\r\n-ERR 'Permissions Violation'\r\nMSG live.a 7 2\r\nhi\r\n\
         HMSG live.b 8 reply 37 39\r\nNATS/1.0\r\nNats-Sequence: 12\r\nA: b\r\n\r\nhi\r\nMSG live.c 9 r 0\r\n\r\n";
 
@@ -144,7 +146,7 @@ mod tests {
         assert_eq!(ops.len(), 8, "{ops:#?}");
         assert_eq!(
             ops[0],
-            "Info(Info { tls_required: true, nonce: None, connect_urls: [\"a:1\"] })"
+            "Info(Info { tls_required: true, nonce: None, max_payload: 9, connect_urls: [\"a:1\"] })"
         );
         assert_eq!(ops[4], "Refused(\"'Permissions Violation'\")");
         let text = |op: &str| op.replace("Message(Message ", "");

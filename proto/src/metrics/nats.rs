@@ -29,7 +29,7 @@ pub fn register(registry: &mut Registry, client: &Client) {
     let statistics = client.statistics();
     registry.read_each(
         "herald_nats_messages",
-        "Messages that the connection to NATS has carried.",
+        "Messages that this connection to NATS has carried. A gateway's requests, events and reads of logs go over others.",
         Kind::Counter,
         move |sample| {
             let (received, sent) = (&statistics.in_messages, &statistics.out_messages);
@@ -40,7 +40,7 @@ pub fn register(registry: &mut Registry, client: &Client) {
     let statistics = client.statistics();
     registry.read_each(
         "herald_nats_transferred_bytes",
-        "Bytes that the connection to NATS has carried.",
+        "Bytes that this connection to NATS has carried. A gateway's requests, events and reads of logs go over others.",
         Kind::Counter,
         move |sample| {
             let (received, sent) = (&statistics.in_bytes, &statistics.out_bytes);
