@@ -174,6 +174,7 @@ pub async fn run(
         cut: cut.clone(),
         tasks: sessions.clone(),
     });
+    let probes = routes::probes(shared.clone());
     let router = routes::router(routes::App { shared, authenticator });
     let Listeners { clients: listener, admin } = listeners;
     counts(&mut metered, &waiting, &presence, (&tap, &reads));
@@ -182,8 +183,8 @@ pub async fn run(
         tasks.spawn(otlp::Exporter::new(metered.clone(), settings)?.run(gone.clone()));
     }
     if let Some(admin) = admin {
-        tracing::info!(server.address = %admin.local_addr()?, "serving metrics");
-        tasks.spawn(admin::serve(admin, metered, gone.clone()));
+        tracing::info!(server.address = %admin.local_addr()?, "serving metrics and probes");
+        tasks.spawn(admin::serve(admin, metered, probes, gone.clone()));
     }
     tracing::info!(server.address = %listener.local_addr()?, herald.gateway = %gateway, "serving");
     let server = Server {

@@ -36,19 +36,24 @@ pub struct App {
 
 /// The router.
 pub fn router(app: App) -> Router {
-    Router::new()
-        .route("/ws", get(websocket))
-        .route("/healthz", get(|| async { "alive\n" }))
-        .route("/readyz", get(ready))
-        .with_state(app)
+    let probes = probes(app.shared.clone());
+    Router::new().route("/ws", get(websocket)).with_state(app).merge(probes)
 }
 
-async fn ready(State(app): State<App>) -> (StatusCode, &'static str) {
-    if app.shared.drain.is_cancelled() {
+/// What an orchestrator asks: whether the gateway lives, and whether it takes clients.
+pub fn probes(shared: Arc<Shared>) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "alive\n" }))
+        .route("/readyz", get(ready))
+        .with_state(shared)
+}
+
+async fn ready(State(shared): State<Arc<Shared>>) -> (StatusCode, &'static str) {
+    if shared.drain.is_cancelled() {
         (StatusCode::SERVICE_UNAVAILABLE, "draining\n")
-    } else if app.shared.client.connection_state() != connection::State::Connected
-        || !app.shared.tap.is_connected()
-        || !app.shared.log.is_connected()
+    } else if shared.client.connection_state() != connection::State::Connected
+        || !shared.tap.is_connected()
+        || !shared.log.is_connected()
     {
         (StatusCode::SERVICE_UNAVAILABLE, "no connection to NATS\n")
     } else {

@@ -218,7 +218,10 @@ async fn probes_and_services_ask_what_the_programs_serve() -> Result<()> {
                     let admin = config.admin_listen.context("metrics are not served")?;
                     assert_eq!(pod.port("admin"), Some(u64::from(admin.port())));
                     assert!(admin.ip().is_unspecified(), "Prometheus must reach {admin}");
-                    (config.listen, cluster.gateways[0].address)
+                    assert_eq!(pod.port("ws"), Some(u64::from(config.listen.port())));
+                    let listen = config.listen.ip();
+                    assert!(listen.is_unspecified(), "clients must reach {listen}");
+                    (admin, cluster.gateways[0].metrics)
                 } else if let Does::Run(config) = worker(&site, container)? {
                     (config.health.health_listen, cluster.workers[0].address)
                 } else {

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use futures::future::try_join_all;
 use herald_tests::{
-    Backend, Client, Cluster, Gateways, Options, Pair, eventually,
+    Backend, Client, Cluster, Gateways, Options, Pair, eventually, http,
     load::{
         connection::Connection,
         wire::{self, Frame},
@@ -236,6 +236,27 @@ async fn handshakes_are_bounded_and_the_slowest_give_way() -> Result<()> {
     }
     assert!(left() < MOST);
     for dawdler in &dawdlers {
+        dawdler.abort();
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn probes_are_answered_on_the_admin_listener_while_the_door_is_full() -> Result<()> {
+    let flags = ["--handshake-timeout", "1h", "--max-handshakes", "1"];
+    let cluster = Cluster::start(Backend::Sqlite, Options::default().gateway_flags(&flags)).await?;
+    let gateway = &cluster.gateways[0];
+    // Whoever takes the only place loses it after a moment to the next one in line.
+    let crowd: Vec<_> = (0..100).map(|_| dawdle(gateway.address, b"GET ", false)).collect();
+    eventually("clients wait at the door", GENEROUS, async || {
+        ensure!(http::get(gateway.address, "/healthz").await.is_err());
+        Ok(())
+    })
+    .await?;
+    for path in ["/healthz", "/readyz"] {
+        assert_eq!(http::get(gateway.metrics, path).await?.0, 200, "{path}");
+    }
+    for dawdler in &crowd {
         dawdler.abort();
     }
     Ok(())

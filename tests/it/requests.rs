@@ -16,9 +16,9 @@ use herald_gateway::{
     publisher::Publisher,
 };
 use herald_proto::{
-    Chat, RequestId, UserId,
+    Chat, ClientMessageId, RequestId, UserId,
     frame::Request,
-    payload::Mark,
+    payload::{Mark, New},
     topology::Topology,
     wire::{Bundle, Command},
 };
@@ -82,7 +82,11 @@ impl Line {
 
     /// Sends a request in one chat on its way.
     fn submit(&self, id: usize) -> Result<(), RequestId> {
-        let [user, peer] = ["User1", "User2"].map(|user| UserId::new(user).unwrap());
+        self.send(id, Request::Read(Mark { chat_id: peer(), message_id: None }))
+    }
+
+    fn send(&self, id: usize, request: Request) -> Result<(), RequestId> {
+        let (user, peer) = (UserId::new("User1").unwrap(), peer());
         let command = Command {
             from: user.clone(),
             session: 1,
@@ -90,7 +94,7 @@ impl Line {
             sent_at: 1,
             received_at: 2,
             traceparent: None,
-            request: Request::Read(Mark { chat_id: peer.clone(), message_id: None }),
+            request,
         };
         let chat = Chat::between(&user, &peer).unwrap();
         self.publisher.submit(&chat, command, None, &self.inbox)
@@ -111,6 +115,10 @@ impl Drop for Line {
     fn drop(&mut self) {
         self.stop.cancel();
     }
+}
+
+fn peer() -> UserId {
+    UserId::new("User2").unwrap()
 }
 
 /// Waits until the stream holds so many requests, and returns their ids, in order.
@@ -207,5 +215,29 @@ async fn a_request_that_no_stream_takes_is_told_so() -> Result<()> {
     assert_eq!(stored(&mut stream, 1).await?, ["1"]);
     line.submit(2).unwrap();
     assert_eq!(line.unconfirmed().await?, ["2"], "it is full");
+    Ok(())
+}
+
+/// The broker ends a connection on which it is sent more than it takes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_is_larger_than_the_broker_takes_is_refused_alone() -> Result<()> {
+    let line = Line::start().await?;
+    let mut stream = line.stream(Config::default()).await?;
+    let connects = line.tap.connects();
+    line.submit(0).unwrap();
+    let new = |bytes: usize| {
+        Request::New(New {
+            chat_id: peer(),
+            client_message_id: ClientMessageId::new("k").unwrap(),
+            message: Some("x".repeat(bytes)),
+            attachments: vec![],
+        })
+    };
+    assert_eq!(line.send(1, new(line.tap.max_payload())).unwrap_err().to_string(), "1");
+    line.send(2, new(line.tap.max_payload() - 2000)).unwrap();
+    line.submit(3).unwrap();
+    assert_eq!(stored(&mut stream, 3).await?, ["0", "2", "3"]);
+    assert_eq!(line.tap.connects(), connects);
+    assert!(line.inbox.take().is_empty());
     Ok(())
 }
