@@ -37,7 +37,7 @@ use protocol::{Message, Op, parse};
 pub trait Receive: Sync {
     /// Writes the subscriptions that a new connection begins with.
     fn subscribe(&self, commands: &mut Vec<u8>);
-    /// Writes what is to be sent now, on a connection with all its subscriptions: [`Link::wake`] has it asked for.
+    /// Writes what is to be sent now: [`Link::wake`] has it asked for.
     fn due(&self, _commands: &mut Vec<u8>) {}
     /// Takes a message. Others wait meanwhile.
     fn receive(&self, message: &Message<'_>);
@@ -255,9 +255,7 @@ impl Link {
                 self.confirmed.send_replace(round);
             }
             let (mut commands, round) = self.take(is_ping_due);
-            if self.is_connected() {
-                receiver.due(&mut commands);
-            }
+            receiver.due(&mut commands);
             connection.send(commands, round).await?;
             if is_flood {
                 // More is there, most likely: others have their turn before it.

@@ -124,15 +124,13 @@ fn peer() -> UserId {
 /// Waits until the stream holds so many requests, and returns their ids, in order.
 async fn stored(stream: &mut Stream, count: usize) -> Result<Vec<String>> {
     let mut found = Vec::new();
-    let mut next = 1;
     eventually("all requests are stored", PATIENCE, async || {
-        let last = stream.info().await?.state.last_sequence;
-        for sequence in next..=last {
-            let bundle: Bundle =
-                serde_json::from_slice(&stream.get_raw_message(sequence).await?.payload)?;
+        found.clear();
+        for sequence in 1..=stream.info().await?.state.last_sequence {
+            let message = stream.get_raw_message(sequence).await?;
+            let bundle: Bundle = serde_json::from_slice(&message.payload)?;
             ensure!(bundle.gateway == "g");
             found.extend(bundle.commands.into_iter().map(|command| command.id.to_string()));
-            next = sequence + 1;
         }
         ensure!(found.len() >= count, "{} so far", found.len());
         Ok(())

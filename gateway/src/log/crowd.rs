@@ -52,6 +52,12 @@ struct Reader {
     answer: oneshot::Sender<Found>,
 }
 
+/// A crowd that is read for. Once it is dropped, what was read is kept for a moment, however long reading took.
+struct Reading<'a> {
+    crowd: &'a Crowd,
+    tail: tokio::sync::MutexGuard<'a, Tail>,
+}
+
 /// What waiting came to.
 pub(super) enum Turn<'a> {
     /// Others have read for this one too.
@@ -135,9 +141,11 @@ impl Crowd {
         (readers.drain(..count.min(MOST)).collect(), first)
     }
 
-    /// Notes that a crowd is or was read for; returns whether it is the first one for some time.
-    fn crowded(&self) -> bool {
-        self.waiting().crowded_at.replace(Instant::now()).is_none()
+    /// Begins to read for a crowd; returns too whether it is the first one for some time.
+    fn begin<'a>(&'a self, tail: tokio::sync::MutexGuard<'a, Tail>) -> (Reading<'a>, bool) {
+        // Whoever comes meanwhile joins it.
+        let before = self.waiting().crowded_at.replace(Instant::now());
+        (Reading { crowd: self, tail }, before.is_none())
     }
 
     /// Forgets what was read, once no crowd has come for some time.
@@ -189,8 +197,11 @@ impl EventLog {
         let extent = self.extent(stream).await?;
         tail.fit(extent.first, extent.last);
         let (readers, first) = crowd.take(extent.last, &tail);
-        if !readers.is_empty() {
-            if crowd.crowded() {
+        if readers.is_empty() {
+            drop(tail);
+        } else {
+            let (mut reading, is_first) = crowd.begin(tail);
+            if is_first {
                 let (crowds, stream) = (self.crowds.clone(), usize::from(stream));
                 tokio::spawn(async move {
                     if let Some(crowd) = crowds.get(stream) {
@@ -199,12 +210,8 @@ impl EventLog {
                 });
             }
             let first = first.0.max(extent.first).max(1);
-            let read = self.read_together(stream, &mut tail, readers, first).await;
-            // To read it can take longer than it is kept.
-            crowd.crowded();
-            read?;
+            self.read_together(stream, &mut reading.tail, readers, first).await?;
         }
-        drop(tail);
         Ok(answered.try_recv().map_or_else(|_| Turn::Alone(place), Turn::Served))
     }
 
@@ -298,6 +305,12 @@ fn cut(found: &mut Vec<Stored>, until: Option<u64>, next: u64) -> (u64, bool) {
 
 /// Those who are read for, by whose events they want.
 type Readers = HashMap<String, Vec<Reader>>;
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.crowd.waiting().crowded_at = Some(Instant::now());
+    }
+}
 
 /// Forgets what was kept. To give so much memory back takes long: others must not wait for it.
 fn forget(tail: &mut Tail) {
@@ -447,13 +460,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_took_long_to_read_is_kept_for_those_who_come_next() {
         let (crowd, read) = (Crowd::new(), Notify::new());
-        assert!(crowd.crowded(), "the first for some time");
+        let (mut reading, is_first) = crowd.begin(crowd.tail.lock().await);
+        assert!(is_first, "for some time");
         let reading = async {
-            let mut tail = crowd.tail.lock().await;
             sleep(KEPT * 2).await;
-            tail.restart(7);
-            assert!(!crowd.crowded());
-            drop(tail);
+            reading.tail.restart(7);
+            drop(reading);
+            assert!(!crowd.begin(crowd.tail.lock().await).1);
             read.notify_one();
         };
         let next = async {
