@@ -125,14 +125,13 @@ impl Publisher {
             tracing::warn!("a request is larger than the broker takes, it is refused");
             return refuse(job);
         }
-        {
+        let taken = {
             let mut lanes = self.lanes();
             // Looked at with the lanes in hand: a connection that is lost from now on takes the request with it.
-            let is_connected = self.tap.is_connected();
-            if let Err(job) = if is_connected { lanes.push(partition, job) } else { Err(job) } {
-                drop(lanes);
-                return refuse(job);
-            }
+            if self.tap.is_connected() { lanes.push(partition, job) } else { Err(job) }
+        };
+        if let Err(job) = taken {
+            return refuse(job);
         }
         self.tap.wake();
         Ok(())
