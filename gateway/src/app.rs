@@ -104,9 +104,9 @@ pub async fn run(
     let mut metered = Metered::new();
     let metrics = Arc::new(Metrics::new(&mut metered));
     process::register(&mut metered, "herald-gateway");
-    nats::register(&mut metered, &client);
     let dialer = Dialer::new(&config.broker, format!("{name} tap"))?;
     let tap = Arc::new(Link::new("requests, replies and live events"));
+    nats::register(&mut metered, &client, &[tap.traffic(), reads.traffic()]);
     let max_sessions = config.limits.max_sessions;
     let registry = Registry::new(tap.clone(), gateway.clone(), max_sessions, metrics.clone());
     let presence = Presence::new(config.grace);

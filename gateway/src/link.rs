@@ -10,14 +10,14 @@ use std::{
     convert::Infallible,
     io::{self, Write},
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use bytes::{Buf, BytesMut};
-use herald_proto::broker;
+use herald_proto::{broker, metrics::nats::Traffic};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::{Notify, watch},
@@ -37,8 +37,10 @@ use protocol::{Message, Op, parse};
 pub trait Receive: Sync {
     /// Writes the subscriptions that a new connection begins with.
     fn subscribe(&self, commands: &mut Vec<u8>);
-    /// Writes what is to be sent now: [`Link::wake`] has it asked for.
-    fn due(&self, _commands: &mut Vec<u8>) {}
+    /// Writes the messages that are to be sent now, and returns how many: [`Link::wake`] has it asked for.
+    fn due(&self, _commands: &mut Vec<u8>) -> usize {
+        0
+    }
     /// Takes a message. Others wait meanwhile.
     fn receive(&self, message: &Message<'_>);
     /// All that has come in is taken; said now and then.
@@ -57,6 +59,7 @@ pub struct Link {
     confirmed: watch::Sender<u64>,
     connects: AtomicU64,
     max_payload: AtomicUsize,
+    traffic: Arc<Traffic>,
 }
 
 /// What is left for the connection's task.
@@ -93,6 +96,7 @@ impl Link {
             confirmed: watch::Sender::new(0),
             connects: AtomicU64::new(0),
             max_payload: AtomicUsize::new(0),
+            traffic: Arc::default(),
         }
     }
 
@@ -116,6 +120,11 @@ impl Link {
         self.max_payload.load(Ordering::Relaxed)
     }
 
+    /// What its connections have carried.
+    pub fn traffic(&self) -> Arc<Traffic> {
+        self.traffic.clone()
+    }
+
     /// Subscribes under a number of the caller's. Without a connection nothing is done: the next one begins with all
     /// subscriptions.
     pub fn subscribe(&self, sid: u64, subject: &str) {
@@ -131,7 +140,9 @@ impl Link {
     /// Sends a message that is answered on `reply`; returns whether there is a connection to send it on.
     pub fn request(&self, subject: &str, reply: &str, body: &str) -> bool {
         let command = format!("PUB {subject} {reply} {}\r\n{body}\r\n", body.len());
-        self.command(|commands| commands.extend(command.as_bytes()))
+        let is_left = self.command(|commands| commands.extend(command.as_bytes()));
+        self.traffic.sent(usize::from(is_left), 0);
+        is_left
     }
 
     /// Has the connection's task ask its receiver for what is due.
@@ -200,7 +211,9 @@ impl Link {
     async fn serve(&self, opened: Opened, receiver: &impl Receive) -> io::Error {
         let Opened { stream, read, max_payload } = opened;
         self.max_payload.store(max_payload, Ordering::Relaxed);
-        let mut connection = Connection { stream, read, pings: VecDeque::new(), was_heard: true };
+        let traffic = self.traffic.clone();
+        let pings = VecDeque::new();
+        let mut connection = Connection { stream, read, pings, was_heard: true, traffic };
         match self.work(&mut connection, receiver).await {
             Ok(never) => match never {},
             Err(error) => error,
@@ -255,7 +268,7 @@ impl Link {
                 self.confirmed.send_replace(round);
             }
             let (mut commands, round) = self.take(is_ping_due);
-            receiver.due(&mut commands);
+            self.traffic.sent(receiver.due(&mut commands), 0);
             connection.send(commands, round).await?;
             if is_flood {
                 // More is there, most likely: others have their turn before it.
@@ -295,6 +308,7 @@ struct Connection {
     pings: VecDeque<u64>,
     /// Whether anything came in since the last ping.
     was_heard: bool,
+    traffic: Arc<Traffic>,
 }
 
 impl Connection {
@@ -307,6 +321,7 @@ impl Connection {
         if commands.is_empty() {
             return Ok(());
         }
+        self.traffic.sent(0, commands.len());
         let sent = async {
             self.stream.write_all(&commands).await?;
             self.stream.flush().await
@@ -316,13 +331,16 @@ impl Connection {
 
     /// Hands on what was read, up to a pong: returns the round that it confirms. `None` if all is handed on.
     async fn receive(&mut self, receiver: &impl Receive) -> io::Result<Option<u64>> {
-        let (mut done, mut is_pinged) = (0, false);
+        let (mut done, mut messages, mut is_pinged) = (0, 0, false);
         let confirmed = loop {
             let rest = self.read.get(done..).unwrap_or_default();
             let Some((op, used)) = parse(rest).map_err(io::Error::other)? else { break None };
             done += used;
             match op {
-                Op::Message(message) => receiver.receive(&message),
+                Op::Message(message) => {
+                    messages += 1;
+                    receiver.receive(&message);
+                }
                 Op::Pong => {
                     if let Some(round) = self.pings.pop_front() {
                         break Some(round);
@@ -333,6 +351,7 @@ impl Connection {
                 Op::Info(_) | Op::Ok => {}
             }
         };
+        self.traffic.received(messages, done);
         self.read.advance(done);
         self.read.reserve(BUFFER / 2);
         if is_pinged {

@@ -175,9 +175,11 @@ impl Receive for Publisher {
         link::subscribe(commands, CONFIRMATIONS, &format!("{}.*.*", self.inbox));
     }
 
-    fn due(&self, out: &mut Vec<u8>) {
+    fn due(&self, out: &mut Vec<u8>) -> usize {
+        let mut count = 0;
         let (outgoing, more) = self.lanes().send(Instant::now(), self.max_bytes());
         for Outgoing { partition, number, commands } in outgoing {
+            count += 1;
             self.metrics.bundle.observe_size(commands.len());
             let body = Bundle::join(&self.gateway, commands.iter().map(Vec::as_slice));
             let (to, size) = (subject::frames(partition), body.len());
@@ -189,6 +191,7 @@ impl Receive for Publisher {
         if more {
             self.tap.wake();
         }
+        count
     }
 
     fn receive(&self, message: &Message<'_>) {

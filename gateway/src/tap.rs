@@ -22,8 +22,8 @@ impl Receive for Tap {
         self.registry.subscribe(commands);
     }
 
-    fn due(&self, commands: &mut Vec<u8>) {
-        self.publisher.due(commands);
+    fn due(&self, commands: &mut Vec<u8>) -> usize {
+        self.publisher.due(commands)
     }
 
     fn receive(&self, message: &Message<'_>) {

@@ -128,6 +128,30 @@ async fn a_scrape_tells_what_was_done() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_that_goes_to_the_broker_and_comes_from_it_is_counted() -> Result<()> {
+    const REQUESTS: u32 = 50;
+    let (cluster, mut user1, _user2) = busy().await?;
+    let nats = async |what: &str| {
+        let scrape = Scrape::of(cluster.gateways[0].metrics).await?;
+        let of = |direction| scrape.sum(what, &[("direction", direction)]);
+        anyhow::Ok((of("in")?, of("out")?))
+    };
+    let (messages, bytes) = ("herald_nats_messages_total", "herald_nats_transferred_bytes_total");
+    let before = (nats(messages).await?, nats(bytes).await?);
+    for _ in 0..REQUESTS {
+        user1.request("read", json!({"chatId": "User2"})).await?;
+    }
+    let after = (nats(messages).await?, nats(bytes).await?);
+    let requests = f64::from(REQUESTS);
+    assert!(after.0.1 - before.0.1 >= requests, "{before:?} {after:?}");
+    // Each is confirmed and answered.
+    assert!(after.0.0 - before.0.0 >= requests * 2.0, "{before:?} {after:?}");
+    assert!(after.1.1 - before.1.1 >= requests * 100.0, "{before:?} {after:?}");
+    assert!(after.1.0 - before.1.0 >= requests * 100.0, "{before:?} {after:?}");
+    Ok(())
+}
+
 fn now_seconds() -> u64 {
     let age = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     age.map_or(0, |age| age.as_secs())

@@ -66,7 +66,7 @@ pub async fn run(
     let mut registry = Registry::new();
     let metrics = Arc::new(Metrics::new(&mut registry, topology.partitions));
     process::register(&mut registry, "herald-worker");
-    nats::register(&mut registry, &client);
+    nats::register(&mut registry, &client, &[]);
     let registry = Arc::new(registry);
     let publisher = Publisher::new(client.clone(), jetstream.clone(), metrics.clone());
     let events = Events::open(

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use herald_proto::{header, subject, telemetry::Traceparent};
+use herald_proto::{header, metrics::nats::Traffic, subject, telemetry::Traceparent};
 use serde::Serialize;
 use tokio::{sync::oneshot, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -98,6 +98,11 @@ impl Reads {
     /// Keeps a connection until `stop`.
     pub async fn run(&self, dialer: Dialer, stop: CancellationToken) {
         self.link.run(dialer, self, stop).await;
+    }
+
+    /// What its connections have carried.
+    pub fn traffic(&self) -> Arc<Traffic> {
+        self.link.traffic()
     }
 
     /// Whether there is a connection.

@@ -1,14 +1,30 @@
-//! What the connection to the broker tells about itself.
+//! What the connections to the broker tell about themselves.
 
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 use async_nats::{Client, connection};
 
 use super::{Kind, Registry};
 
-/// Registers a connection.
+/// What a connection without `async-nats` has carried.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    received: Count,
+    sent: Count,
+}
+
+#[derive(Debug, Default)]
+struct Count {
+    messages: AtomicU64,
+    bytes: AtomicU64,
+}
+
+/// Registers a connection, and what `others` carry.
 #[expect(clippy::cast_precision_loss, reason = "Prometheus' numbers are f64")]
-pub fn register(registry: &mut Registry, client: &Client) {
+pub fn register(registry: &mut Registry, client: &Client, others: &[Arc<Traffic>]) {
     let asked = client.clone();
     registry.read(
         "herald_nats_connected",
@@ -26,26 +42,55 @@ pub fn register(registry: &mut Registry, client: &Client) {
         Kind::Counter,
         move || statistics.connects.load(Relaxed) as f64,
     );
-    let statistics = client.statistics();
+    let (statistics, all) = (client.statistics(), others.to_vec());
     registry.read_each(
         "herald_nats_messages",
-        "Messages that this connection to NATS has carried. A gateway's requests, events and reads of logs go over others.",
+        "Messages that all connections to NATS have carried.",
         Kind::Counter,
         move |sample| {
-            let (received, sent) = (&statistics.in_messages, &statistics.out_messages);
-            sample(vec![("direction", "in".into())], received.load(Relaxed) as f64);
-            sample(vec![("direction", "out".into())], sent.load(Relaxed) as f64);
+            let sum = |own, of: fn(&Traffic) -> &AtomicU64| sum(own, &all, of);
+            let received =
+                sum(statistics.in_messages.load(Relaxed), |other| &other.received.messages);
+            let sent = sum(statistics.out_messages.load(Relaxed), |other| &other.sent.messages);
+            sample(vec![("direction", "in".into())], received);
+            sample(vec![("direction", "out".into())], sent);
         },
     );
-    let statistics = client.statistics();
+    let (statistics, all) = (client.statistics(), others.to_vec());
     registry.read_each(
         "herald_nats_transferred_bytes",
-        "Bytes that this connection to NATS has carried. A gateway's requests, events and reads of logs go over others.",
+        "Bytes that all connections to NATS have carried.",
         Kind::Counter,
         move |sample| {
-            let (received, sent) = (&statistics.in_bytes, &statistics.out_bytes);
-            sample(vec![("direction", "in".into())], received.load(Relaxed) as f64);
-            sample(vec![("direction", "out".into())], sent.load(Relaxed) as f64);
+            let sum = |own, of: fn(&Traffic) -> &AtomicU64| sum(own, &all, of);
+            let received = sum(statistics.in_bytes.load(Relaxed), |other| &other.received.bytes);
+            let sent = sum(statistics.out_bytes.load(Relaxed), |other| &other.sent.bytes);
+            sample(vec![("direction", "in".into())], received);
+            sample(vec![("direction", "out".into())], sent);
         },
     );
+}
+
+#[expect(clippy::cast_precision_loss, reason = "Prometheus' numbers are f64")]
+fn sum(own: u64, others: &[Arc<Traffic>], of: fn(&Traffic) -> &AtomicU64) -> f64 {
+    others.iter().fold(own, |sum, other| sum + of(other).load(Relaxed)) as f64
+}
+
+impl Traffic {
+    /// So many messages have come, and so many bytes.
+    pub fn received(&self, messages: usize, bytes: usize) {
+        self.received.add(messages, bytes);
+    }
+
+    /// So many messages have gone, and so many bytes.
+    pub fn sent(&self, messages: usize, bytes: usize) {
+        self.sent.add(messages, bytes);
+    }
+}
+
+impl Count {
+    fn add(&self, messages: usize, bytes: usize) {
+        self.messages.fetch_add(messages as u64, Relaxed);
+        self.bytes.fetch_add(bytes as u64, Relaxed);
+    }
 }
