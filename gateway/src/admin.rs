@@ -20,6 +20,6 @@ pub async fn serve(
     let router = probes.route("/metrics", get(metrics));
     let served = axum::serve(listener, router).with_graceful_shutdown(gone.cancelled_owned()).await;
     if let Err(error) = served {
-        tracing::error!(%error, "metrics are not served any more");
+        tracing::error!(%error, "metrics and probes are not served any more");
     }
 }

@@ -194,9 +194,12 @@ pub async fn run(
         max_handshakes: config.limits.max_handshakes,
         metrics,
     };
-    tasks.spawn(server.run(listener, gone.clone()));
+    let serving = tasks.spawn(server.run(listener, gone.clone()));
 
-    stop.cancelled().await;
+    tokio::select! {
+        () = stop.cancelled() => {}
+        ended = serving => anyhow::bail!("clients are not served any more: {ended:?}"),
+    }
     tracing::info!(herald.sessions = registry.len(), "draining");
     // Its users come back elsewhere, the last of them that long after the last session has ended.
     let come_back = door.spread(registry.len()) + config.grace;

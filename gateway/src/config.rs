@@ -22,7 +22,8 @@ pub struct Config {
     /// Where clients connect (`/ws`), and where `/healthz` and `/readyz` are served.
     #[arg(long, env = "HERALD_LISTEN", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
-    /// Where operators are served: `/metrics`. Not for clients. [default: nowhere]
+    /// Where operators are served: `/metrics`, and `/healthz` and `/readyz`, which do not wait behind clients there.
+    /// [default: nowhere]
     #[arg(long, env = "HERALD_ADMIN_LISTEN")]
     pub admin_listen: Option<SocketAddr>,
     /// Where metrics are sent.

@@ -238,6 +238,7 @@ impl Link {
         ping.reset();
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut is_look_due = false;
         loop {
             let (mut is_flood, mut is_ping_due) = (false, false);
             tokio::select! {
@@ -250,8 +251,16 @@ impl Link {
                     connection.was_heard = true;
                     is_flood = read >= BUFFER / 2;
                 }
+                () = std::future::ready(()), if is_look_due => {
+                    is_look_due = false;
+                    receiver.quiet();
+                }
                 () = self.arrived.notified() => {}
-                _ = look.tick() => receiver.quiet(),
+                _ = look.tick() => {
+                    // What has come in meanwhile is to be read first.
+                    is_look_due = true;
+                    tokio::task::yield_now().await;
+                }
                 _ = ping.tick() => {
                     if !std::mem::take(&mut connection.was_heard) {
                         return Err(io::ErrorKind::TimedOut.into());
