@@ -43,7 +43,7 @@ pub trait Receive: Sync {
     }
     /// Takes a message. Others wait meanwhile.
     fn receive(&self, message: &Message<'_>);
-    /// All that has come in is taken; said now and then.
+    /// All that had come in is taken; said now and then.
     fn quiet(&self) {}
     /// The connection is gone, and with it whatever was on its way.
     fn lost(&self);
@@ -243,6 +243,12 @@ impl Link {
             let (mut is_flood, mut is_ping_due) = (false, false);
             tokio::select! {
                 biased;
+                _ = look.tick() => {
+                    is_look_due = true;
+                    // What has come in meanwhile is read first.
+                    tokio::task::yield_now().await;
+                    continue;
+                }
                 read = connection.stream.read_buf(&mut connection.read) => {
                     let read = read?;
                     if read == 0 {
@@ -251,16 +257,8 @@ impl Link {
                     connection.was_heard = true;
                     is_flood = read >= BUFFER / 2;
                 }
-                () = std::future::ready(()), if is_look_due => {
-                    is_look_due = false;
-                    receiver.quiet();
-                }
+                () = std::future::ready(()), if is_look_due => {}
                 () = self.arrived.notified() => {}
-                _ = look.tick() => {
-                    // What has come in meanwhile is to be read first.
-                    is_look_due = true;
-                    tokio::task::yield_now().await;
-                }
                 _ = ping.tick() => {
                     if !std::mem::take(&mut connection.was_heard) {
                         return Err(io::ErrorKind::TimedOut.into());
@@ -275,6 +273,10 @@ impl Link {
                     tracing::info!(herald.purpose = self.purpose, "connected to NATS");
                 }
                 self.confirmed.send_replace(round);
+            }
+            if is_look_due && !is_flood {
+                is_look_due = false;
+                receiver.quiet();
             }
             let (mut commands, round) = self.take(is_ping_due);
             self.traffic.sent(receiver.due(&mut commands), 0);
@@ -374,4 +376,79 @@ impl Connection {
 pub fn subscribe(commands: &mut Vec<u8>, sid: u64, subject: &str) {
     // Writing to memory can't fail.
     let _ = write!(commands, "SUB {subject} {sid}\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        pin::{Pin, pin},
+        task::{Context, Poll, ready},
+    };
+
+    use tokio::{
+        io::{AsyncRead, AsyncWrite, ReadBuf},
+        task::consume_budget,
+    };
+
+    use super::*;
+
+    /// Has a message whenever it is read; lets other tasks have their turn, as tokio's own do.
+    struct Endless;
+
+    impl AsyncRead for Endless {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            context: &mut Context<'_>,
+            buffer: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            ready!(pin!(consume_budget()).poll(context));
+            buffer.put_slice(b"MSG a 1 2\r\nhi\r\n");
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncWrite for Endless {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[derive(Default)]
+    struct Looks(Notify);
+
+    impl Receive for Looks {
+        fn subscribe(&self, _: &mut Vec<u8>) {}
+        fn receive(&self, _: &Message<'_>) {}
+        fn quiet(&self) {
+            self.0.notify_one();
+        }
+        fn lost(&self) {}
+    }
+
+    #[tokio::test]
+    async fn a_receiver_has_its_look_however_much_comes_in() {
+        let (link, looks) = (Link::new("test"), Looks::default());
+        let opened = Opened { stream: Box::new(Endless), read: BytesMut::new(), max_payload: 9 };
+        let looked = async {
+            for _ in 0..3 {
+                looks.0.notified().await;
+            }
+        };
+        tokio::select! {
+            error = link.serve(opened, &looks) => panic!("{error}"),
+            looked = timeout(Duration::from_secs(30), looked) => looked.expect("it never looks"),
+        }
+    }
 }
