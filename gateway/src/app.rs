@@ -31,7 +31,7 @@ use crate::{
     leases::Leases,
     link::{Link, dial::Dialer},
     log::{EventLog, Reads},
-    metrics::Metrics,
+    metrics::{Metrics, Stage},
     presence::{Announcer, Presence, announcer::TELLING},
     publisher::Publisher,
     registry::Registry,
@@ -100,9 +100,10 @@ pub async fn run(
         let (reads, gone) = (reads.clone(), gone.clone());
         async move { reads.run(dialer, gone).await }
     });
-    let log = EventLog::open(reads.clone(), context(), topology).await?;
     let mut metered = Metered::new();
     let metrics = Arc::new(Metrics::new(&mut metered));
+    let opening = metrics.connections.get(Stage::Opening).cloned().unwrap_or_default();
+    let log = EventLog::open(reads.clone(), context(), topology, opening).await?;
     process::register(&mut metered, "herald-gateway");
     let dialer = Dialer::new(&config.broker, format!("{name} tap"))?;
     let tap = Arc::new(Link::new("requests, replies and live events"));

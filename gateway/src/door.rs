@@ -33,8 +33,10 @@ pub struct Door {
 /// How many sessions may begin at the same time. Enough to keep the broker busy, and to ask it for many of them together;
 /// a thousand would only keep those who chat waiting.
 const BEGINNING: usize = 64;
-/// How many shake hands, how many begin and how many end before others have their turn.
+/// How many shake hands and how many begin before others have their turn.
 const AT_A_TIME: usize = 8;
+/// How many end: nobody waits for it.
+const ENDS_AT_A_TIME: usize = 2;
 /// How long a session may wait for its turn to begin.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The least time over which clients are asked to come back.
@@ -49,7 +51,7 @@ impl Door {
             beginning: Semaphore::new(BEGINNING),
             handshakes: Turns::new(AT_A_TIME),
             begins: Turns::new(AT_A_TIME),
-            ends: Turns::new(AT_A_TIME),
+            ends: Turns::new(ENDS_AT_A_TIME),
             reconnect_rate: limits.reconnect_rate,
             spread: OnceLock::new(),
         }

@@ -13,7 +13,7 @@ use std::{
 };
 
 use async_nats::jetstream::{Context, kv};
-use herald_proto::{DeviceId, EventId, UserId, subject, topology::Topology};
+use herald_proto::{DeviceId, EventId, UserId, metrics::Gauge, subject, topology::Topology};
 use tokio::sync::Mutex;
 
 use crate::{error::Error, gather::Gather, inbox::Fetched};
@@ -46,6 +46,8 @@ pub struct EventLog {
     extents: Arc<[Mutex<Option<Extent>>]>,
     /// Who reads each stream.
     crowds: Arc<[Crowd]>,
+    /// How many are about to read.
+    opening: Gauge,
     /// The bucket that says which logs are void.
     jumps: Arc<kv::Store>,
 }
@@ -101,7 +103,7 @@ const MAX_BYTES: usize = 256 * 1024;
 const MAX_EVENTS: usize = 1024;
 
 impl EventLog {
-    /// The logs, which are read through `reads`.
+    /// The logs, which are read through `reads`. `opening` is how many sessions begin: they are about to read theirs.
     ///
     /// # Errors
     /// If the streams or buckets are missing.
@@ -109,6 +111,7 @@ impl EventLog {
         reads: Arc<Reads>,
         jetstream: Context,
         topology: Topology,
+        opening: Gauge,
     ) -> Result<Self, Error> {
         let cursors = jetstream
             .get_key_value(subject::CURSORS)
@@ -136,6 +139,7 @@ impl EventLog {
             stored,
             extents,
             crowds,
+            opening,
             jumps,
         };
         log.refresh().await?;

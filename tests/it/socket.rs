@@ -24,7 +24,7 @@ use herald_gateway::{
     tap::Tap,
     waiting::Waiting,
 };
-use herald_proto::{DeviceId, UserId, telemetry::Sampler, topology::Topology};
+use herald_proto::{DeviceId, UserId, metrics::Gauge, telemetry::Sampler, topology::Topology};
 use herald_tests::{Backend, Cluster, Options};
 use serde_json::{Value, json};
 use tokio::io::DuplexStream;
@@ -62,7 +62,7 @@ async fn session(cluster: &Cluster, bytes: usize) -> Result<WebSocketStream<Dupl
         gateway: gateway.clone(),
         limits: Arc::new(config.limits.clone()),
         client: client.clone(),
-        log: EventLog::open(reads, context.clone(), topology).await?,
+        log: EventLog::open(reads, context.clone(), topology, Gauge::default()).await?,
         cursors: Cursors::new(),
         publisher,
         metrics,

@@ -82,9 +82,14 @@ const READ_AT_A_TIME: usize = 256;
 const REST: u32 = 2;
 /// About how much one reader is given at once, in bytes. Who has more to read asks again.
 const SHARE: usize = 16 * 1024;
-/// How many messages may be read for each reader: about what it costs the broker to find ten events for one that reads
-/// alone, as whoever is further behind does. Those that came in the last second are counted too, for more will come.
+/// How many messages may be read for each reader, as whoever is further behind reads alone. Those that came in the last
+/// second or whose sessions begin are counted too, for more will come.
 const REACH: u64 = 512;
+/// For so many readers more may be read. For one that reads alone the broker looks at each message up to the one that it
+/// finds, which costs a fiftieth of reading it.
+const MANY: u64 = 32;
+/// How many messages may be read for that many: some seconds of it, which all of them wait.
+const FAR: u64 = 1 << 18;
 /// For how long reads are counted.
 const COUNTED: Duration = Duration::from_secs(1);
 /// How long after the last crowd what was read for it is kept.
@@ -117,18 +122,19 @@ impl Crowd {
     }
 
     /// Takes those who wait and for whom nothing or little has to be read: what they need is kept, or lies close enough
-    /// to the stream's end, `last`. And the place of the one that is furthest behind, taken or next in line.
-    fn take(&self, last: u64, tail: &Tail) -> (Vec<Reader>, EventId) {
+    /// to the stream's end, `last`. And the place of the one that is furthest behind, taken or next in line. `coming` are
+    /// about to join them.
+    fn take(&self, last: u64, tail: &Tail, coming: usize) -> (Vec<Reader>, EventId) {
         let (kept, waiting) = (tail.from(), &mut *self.waiting());
         let (now, before) = waiting.asked;
-        let expected = if tail.has_room() { now + before } else { 0 };
+        let expected = if tail.has_room() { now + before + coming as u64 } else { 0 };
         let readers = &mut waiting.readers;
         readers.retain(|reader| !reader.answer.is_closed());
         readers.sort_unstable_by_key(|reader| Reverse(reader.after));
         let is_kept = |reader: &Reader| kept.is_some_and(|from| from <= reader.after.0);
         let is_close = |count: usize, reader: &Reader| {
-            let reach = REACH * expected.max(count as u64);
-            count >= FEWEST && last.saturating_sub(reader.after.0) <= reach
+            let reach = reach(expected.max(count as u64));
+            count.max(coming) >= FEWEST && last.saturating_sub(reader.after.0) <= reach
         };
         let count = (1..)
             .zip(readers.iter())
@@ -164,6 +170,11 @@ impl Crowd {
 }
 
 impl EventLog {
+    /// How many are about to read their logs.
+    fn coming(&self) -> usize {
+        usize::try_from(self.opening.get()).unwrap_or(0)
+    }
+
     /// Waits for a turn to read a user's events after `after`; whoever gets one when a crowd waits reads for it first.
     pub(super) async fn turn(
         &self,
@@ -174,6 +185,7 @@ impl EventLog {
     ) -> Result<Turn<'_>, Error> {
         let crowd = self.crowds.get(usize::from(stream)).ok_or(Error::Unreadable("a stream"))?;
         if !crowd.asked()
+            && self.coming() < FEWEST
             && let Ok(place) = crowd.places.try_acquire()
         {
             return Ok(Turn::Alone(place));
@@ -196,7 +208,7 @@ impl EventLog {
         };
         let extent = self.extent(stream).await?;
         tail.fit(extent.first, extent.last);
-        let (readers, first) = crowd.take(extent.last, &tail);
+        let (readers, first) = crowd.take(extent.last, &tail, self.coming());
         if readers.is_empty() {
             drop(tail);
         } else {
@@ -293,6 +305,12 @@ impl EventLog {
     }
 }
 
+/// How many messages may be read for so many readers.
+fn reach(readers: u64) -> u64 {
+    let reach = REACH * readers;
+    if readers < MANY { reach } else { reach.max(FAR) }
+}
+
 /// Cuts what was read from `next` on where something kept begins, at `until`. Returns what has to be read next, and whether
 /// the stream ends there.
 fn cut(found: &mut Vec<Stored>, until: Option<u64>, next: u64) -> (u64, bool) {
@@ -352,137 +370,4 @@ impl Reader {
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::sync::Notify;
-
-    use super::*;
-    use crate::metrics::Origin;
-
-    fn reader(after: u64, limit: usize) -> (Reader, oneshot::Receiver<Found>) {
-        let (answer, answered) = oneshot::channel();
-        let (subject, after) = ("events.0.a".to_owned(), EventId(after));
-        (Reader { subject, after, limit, found: Found::default(), bytes: 0, answer }, answered)
-    }
-
-    fn event(sequence: u64, size: usize) -> Stored {
-        Stored {
-            subject: "events.0.a".into(),
-            sequence,
-            traceparent: None,
-            origin: Origin::default(),
-            is_removed: false,
-            pending: 0,
-            payload: vec![0; size].into(),
-        }
-    }
-
-    fn crowd(places: &[u64]) -> (Crowd, Vec<oneshot::Receiver<Found>>) {
-        let crowd = Crowd::new();
-        let answered = places.iter().map(|after| {
-            let (reader, answered) = reader(*after, 10);
-            crowd.waiting().readers.push(reader);
-            answered
-        });
-        let answered = answered.collect();
-        (crowd, answered)
-    }
-
-    #[test]
-    fn a_reader_takes_what_comes_after_its_place_and_learns_whether_that_is_there() {
-        let (mut there, _a) = reader(5, 2);
-        let (mut not_there, _b) = reader(4, 10);
-        for sequence in [3, 5, 7, 8, 9] {
-            there.take(&event(sequence, 1));
-            not_there.take(&event(sequence, SHARE / 2));
-        }
-        let ids = |reader: &Reader| {
-            reader.found.events.iter().map(|event| event.sequence).collect::<Vec<_>>()
-        };
-        assert_eq!((ids(&there), there.found.is_there), (vec![7, 8], true));
-        assert_eq!((there.found.more, there.found.later), (true, 3));
-        assert_eq!((ids(&not_there), not_there.found.is_there), (vec![5, 7], false));
-        assert_eq!((not_there.found.more, not_there.found.later), (true, 4));
-    }
-
-    #[test]
-    fn what_was_read_beyond_what_is_kept_is_not_skipped() {
-        let found = || [6, 7, 9, 12].map(|sequence| event(sequence, 1)).to_vec();
-        let sequences =
-            |found: &[Stored]| found.iter().map(|event| event.sequence).collect::<Vec<_>>();
-        let mut cut_off = found();
-        // Of what lies from 8 on, something may be kept and something not.
-        assert_eq!(cut(&mut cut_off, Some(8), 6), (8, true));
-        assert_eq!(sequences(&cut_off), [6, 7]);
-        let mut whole = found();
-        assert_eq!(cut(&mut whole, None, 6), (13, true));
-        assert_eq!(sequences(&whole), [6, 7, 9, 12]);
-        assert_eq!(cut(&mut Vec::new(), None, 6), (6, true));
-    }
-
-    #[test]
-    fn few_readers_are_not_served_together() {
-        let (crowd, _answered) = crowd(&[100; FEWEST - 1]);
-        assert!(crowd.take(100, &Tail::default()).0.is_empty());
-        assert_eq!(crowd.waiting().readers.len(), FEWEST - 1);
-    }
-
-    #[test]
-    fn who_is_far_behind_does_not_make_the_others_read_all_that() {
-        let mut places = vec![1_000_000; 20];
-        places.push(7);
-        let (crowd, _answered) = crowd(&places);
-        assert_eq!(crowd.take(1_000_100, &Tail::default()).0.len(), 20);
-        assert_eq!(crowd.waiting().readers.len(), 1);
-    }
-
-    #[test]
-    fn who_needs_only_what_is_kept_is_served_however_few_they_are_or_far_behind() {
-        let (crowd, _answered) = crowd(&[7, 500_000, 900_000]);
-        let mut tail = Tail::default();
-        tail.restart(500_000);
-        let (taken, first) = crowd.take(1_000_000, &tail);
-        assert_eq!(first, EventId(500_000));
-        assert_eq!(
-            taken.iter().map(|reader| reader.after.0).collect::<Vec<_>>(),
-            [900_000, 500_000]
-        );
-        assert_eq!(crowd.waiting().readers.len(), 1);
-    }
-
-    #[test]
-    fn who_is_gone_is_not_read_for() {
-        let (crowd, answered) = crowd(&[100; 20]);
-        drop(answered);
-        assert!(crowd.take(100, &Tail::default()).0.is_empty());
-        assert!(crowd.waiting().readers.is_empty());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_took_long_to_read_is_kept_for_those_who_come_next() {
-        let (crowd, read) = (Crowd::new(), Notify::new());
-        let (mut reading, is_first) = crowd.begin(crowd.tail.lock().await);
-        assert!(is_first, "for some time");
-        let reading = async {
-            sleep(KEPT * 2).await;
-            reading.tail.restart(7);
-            drop(reading);
-            assert!(!crowd.begin(crowd.tail.lock().await).1);
-            read.notify_one();
-        };
-        let next = async {
-            read.notified().await;
-            sleep(KEPT / 2).await;
-            assert_eq!(crowd.tail.lock().await.from(), Some(7));
-        };
-        tokio::join!(reading, crowd.cool(), next);
-        assert_eq!(crowd.tail.lock().await.from(), None, "nobody has come for some time");
-    }
-
-    #[test]
-    fn no_crowd_is_larger_than_what_memory_is_meant_for() {
-        let (crowd, _answered) = crowd(&[100; MOST + 5]);
-        let (taken, first) = crowd.take(100, &Tail::default());
-        assert_eq!((taken.len(), first), (MOST, EventId(100)));
-        assert_eq!(crowd.waiting().readers.len(), 5);
-    }
-}
+mod tests;
