@@ -12,6 +12,7 @@ pub mod args;
 pub mod arrivals;
 pub mod aside;
 pub mod audit;
+pub mod autogroups;
 pub mod backlog;
 pub mod chat;
 pub mod comeback;
@@ -58,6 +59,7 @@ pub async fn run(args: &Args) -> Result<Report> {
     let (outcome, mut notes) = measure(args, parts.as_mut()).await?;
     if let Some(parts) = parts {
         notes.extend(parts.stop().await?);
+        notes.extend(autogroups::note());
     }
     let report = Report::new(args, outcome, notes);
     if let Some(file) = &args.json {
