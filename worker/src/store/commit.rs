@@ -83,7 +83,12 @@ impl Changes {
     ) -> Result<(), Error> {
         let Self { moves, messages, erased, .. } = self;
         let counters = self.counters();
-        let statement = sqlx::query(AssertSqlSafe(sql.commit.as_str()))
+        let text = match (messages.is_empty(), erased.is_empty()) {
+            (true, true) => &sql.commit.counters,
+            (false, true) => &sql.commit.messages,
+            (_, false) => &sql.commit.erased,
+        };
+        let mut statement = sqlx::query(AssertSqlSafe(text.as_str()))
             .bind(column(moves, |step| i64::from(step.id)))
             .bind(column(moves, |step| step.epoch))
             .bind(column(moves, |step| step.expected_epoch))
@@ -92,17 +97,6 @@ impl Changes {
             .bind(column(moves, |step| step.seen_at))
             .bind(column(moves, |step| step.moved_at))
             .bind(column(moves, |step| step.events.as_str()))
-            .bind(column(messages, |message| message.chat_id))
-            .bind(column(messages, |message| message.message_id))
-            .bind(column(messages, |message| message.from_a))
-            .bind(column(messages, |message| message.sender.as_str()))
-            .bind(column(messages, |message| message.client_message_id.as_str()))
-            .bind(column(messages, |message| message.digest))
-            .bind(column(messages, |message| message.sent_at))
-            .bind(column(messages, |message| message.stored_at))
-            .bind(column(messages, |message| message.body.as_deref()))
-            .bind(column(messages, |message| message.attachments.as_deref()))
-            .bind(column(messages, |message| message.deleted))
             .bind(column(&counters, |chat| chat.id))
             .bind(column(&counters, |chat| chat.last))
             .bind(column(&counters, |chat| chat.a_last_sent))
@@ -113,9 +107,26 @@ impl Changes {
             .bind(column(&counters, |chat| chat.b_read))
             .bind(column(&counters, |chat| chat.b_delivered))
             .bind(column(&counters, |chat| chat.b_missed))
-            .bind(column(&counters, |chat| chat.updated_at))
-            .bind(column(erased, |place| place.0))
-            .bind(column(erased, |place| place.1));
+            .bind(column(&counters, |chat| chat.updated_at));
+        if !(messages.is_empty() && erased.is_empty()) {
+            statement = statement
+                .bind(column(messages, |message| message.chat_id))
+                .bind(column(messages, |message| message.message_id))
+                .bind(column(messages, |message| message.from_a))
+                .bind(column(messages, |message| message.sender.as_str()))
+                .bind(column(messages, |message| message.client_message_id.as_str()))
+                .bind(column(messages, |message| message.digest))
+                .bind(column(messages, |message| message.sent_at))
+                .bind(column(messages, |message| message.stored_at))
+                .bind(column(messages, |message| message.body.as_deref()))
+                .bind(column(messages, |message| message.attachments.as_deref()))
+                .bind(column(messages, |message| message.deleted));
+        }
+        if !erased.is_empty() {
+            statement = statement
+                .bind(column(erased, |place| place.0))
+                .bind(column(erased, |place| place.1));
+        }
         let written = statement.execute(connection).await;
         written.map(drop).map_err(|error| Error::from_commit(database(error)))
     }

@@ -71,9 +71,8 @@ pub(super) struct Sql {
     pub(super) create_event_streams: String,
     pub(super) raise_event_streams: String,
     pub(super) jump_event_streams: String,
-    /// All that a batch writes, as one statement; an array for each column of `MOVES`, `MESSAGES`, `COUNTERS` and
-    /// `PLACES`, in this order. PostgreSQL only.
-    pub(super) commit: String,
+    /// All that a batch writes, as one statement, for PostgreSQL only.
+    pub(super) commit: Commit,
 }
 
 impl Sql {
@@ -160,8 +159,38 @@ impl Sql {
                 "UPDATE event_streams SET created = r.created, high = r.high FROM {jumps} r \
                  WHERE event_streams.id = r.id AND event_streams.high = r.old_high"
             ),
-            commit: commit(),
+            commit: Commit::new(),
         }
+    }
+}
+
+/// One statement for all that a batch writes, in three sizes: PostgreSQL prepares to run every part of a statement, also
+/// one without rows, and for a small batch that is most of what it does. An array for each column.
+pub(super) struct Commit {
+    /// The columns of `MOVES` and `COUNTERS`, in this order.
+    pub(super) counters: String,
+    /// And then those of `MESSAGES`.
+    pub(super) messages: String,
+    /// And then those of `PLACES`.
+    pub(super) erased: String,
+}
+
+impl Commit {
+    fn new() -> Self {
+        let mut parameters = 1..;
+        let mut rows = |columns: &[Column]| arrays(&mut parameters, columns);
+        let moved = move_partitions(&rows(&MOVES));
+        let counted = update_chats(&rows(&COUNTERS));
+        let stored = insert_messages(&rows(&MESSAGES));
+        let erased = erase(&rows(&PLACES), DbBackend::Postgres);
+        let counters = format!("WITH moved AS ({moved} RETURNING 1), counted AS ({counted})");
+        let messages = format!("{counters}, stored AS ({stored})");
+        let erased = format!("{messages}, erased AS ({erased})");
+        // If a partition has not moved, this divides by zero.
+        let whole = |parts| {
+            format!("{parts} SELECT 1 / ((SELECT count(*) FROM moved) = cardinality($1))::int")
+        };
+        Self { counters: whole(counters), messages: whole(messages), erased: whole(erased) }
     }
 }
 
@@ -203,20 +232,6 @@ fn move_partitions(moves: &str) -> String {
     )
 }
 
-/// If a partition has not moved, this divides by zero.
-fn commit() -> String {
-    let mut parameters = 1..;
-    let mut rows = |columns: &[Column]| arrays(&mut parameters, columns);
-    format!(
-        "WITH moved AS ({moved} RETURNING 1), stored AS ({stored}), counted AS ({counted}), erased AS ({erased}) \
-         SELECT 1 / ((SELECT count(*) FROM moved) = cardinality($1))::int",
-        moved = move_partitions(&rows(&MOVES)),
-        stored = insert_messages(&rows(&MESSAGES)),
-        counted = update_chats(&rows(&COUNTERS)),
-        erased = erase(&rows(&PLACES), DbBackend::Postgres),
-    )
-}
-
 /// The first parameter, JSON, as a table expression with these columns.
 fn rows(backend: DbBackend, columns: &[Column]) -> String {
     if backend == DbBackend::Postgres {
@@ -231,12 +246,24 @@ fn rows(backend: DbBackend, columns: &[Column]) -> String {
 }
 
 /// PostgreSQL's next parameters, an array for each column, as a table expression.
+///
+/// Each array that `unnest` takes is laid down in a store of its own before its first element is seen, which for a small
+/// batch is most of the work. So it takes only what can't be read by place at once: texts, or else the first column.
 fn arrays(parameters: &mut impl Iterator<Item = u8>, columns: &[Column]) -> String {
-    let of_column =
-        |((_, kind), parameter): (&Column, u8)| format!("${parameter}::{}[]", in_postgres(*kind));
-    let arrays: Vec<String> = columns.iter().zip(parameters).map(of_column).collect();
-    let names = list(columns, |name, _| format!("\"{name}\""));
-    format!("(SELECT * FROM unnest({}) AS a({names}))", arrays.join(", "))
+    let has_text = columns.iter().any(|(_, kind)| matches!(kind, Text));
+    let (mut unnested, mut names, mut all) = (Vec::new(), Vec::new(), Vec::new());
+    for ((name, kind), parameter) in columns.iter().zip(parameters) {
+        let array = format!("${parameter}::{}[]", in_postgres(*kind));
+        if matches!(kind, Text) || !has_text && unnested.is_empty() {
+            all.push(format!("a.\"{name}\""));
+            names.push(format!("\"{name}\""));
+            unnested.push(array);
+        } else {
+            all.push(format!("({array})[a.place] AS \"{name}\""));
+        }
+    }
+    let (all, unnested, names) = (all.join(", "), unnested.join(", "), names.join(", "));
+    format!("(SELECT {all} FROM unnest({unnested}) WITH ORDINALITY AS a({names}, place))")
 }
 
 fn list(columns: &[Column], each: impl Fn(&str, Type) -> String) -> String {
