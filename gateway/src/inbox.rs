@@ -6,7 +6,6 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use bytes::Bytes;
 use herald_proto::{CloseCode, EventId, RequestId, telemetry::Traceparent};
 use tokio::sync::Notify;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
@@ -32,7 +31,7 @@ pub enum Delivery {
         /// The id of the user's event before it.
         prev: EventId,
         /// The event without `id` and `prev`.
-        body: Bytes,
+        body: Arc<[u8]>,
         /// Where it comes from.
         origin: Origin,
     },
@@ -141,7 +140,7 @@ mod tests {
 
     fn live(id: u64) -> Delivery {
         let origin = Origin::default();
-        Delivery::Live { id: EventId(id), prev: EventId(id - 1), body: Bytes::new(), origin }
+        Delivery::Live { id: EventId(id), prev: EventId(id - 1), body: Arc::default(), origin }
     }
 
     #[test]

@@ -6,7 +6,6 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use bytes::Bytes;
 use herald_proto::{
     CloseCode, DeviceId, EventId, UserId, header, subject,
     telemetry::Traceparent,
@@ -164,7 +163,7 @@ impl Registry {
             }
             let origin = Origin::of(message_id, parent);
             // Copied: the connection's buffer must not be kept for as long as a session takes.
-            let body = Bytes::copy_from_slice(payload);
+            let body: Arc<[u8]> = payload.into();
             self.to_tap(tap, |_| Some(Delivery::Live { id, prev, body: body.clone(), origin }));
             return;
         }

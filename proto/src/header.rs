@@ -1,5 +1,7 @@
 //! Header names on the broker, and what they say.
 
+use std::fmt::Write;
+
 /// The W3C trace context of what caused the message.
 pub const TRACEPARENT: &str = "traceparent";
 /// On a dead letter: why the frame can't be applied.
@@ -7,11 +9,17 @@ pub const REASON: &str = "Herald-Reason";
 /// On a dead letter: the subject the frame came on.
 pub const ORIGIN: &str = "Herald-Origin";
 
+/// The length of most message ids of events, in bytes.
+const USUAL: usize = 48;
+
 /// The message id of an event, by which JetStream drops copies: an event comes from one place in one partition of
 /// `FRAMES`. It ends in when the frame behind it came to its gateway (milliseconds since the Unix epoch): so whoever
 /// delivers the event can tell how long it took, without a header more on each.
 pub fn event_id(epoch: i64, partition: u16, place: i64, received_at: i64) -> String {
-    format!("{epoch:x}-{partition}-{place:x}-{received_at:x}")
+    let mut id = String::with_capacity(USUAL);
+    // A string takes all that is written to it.
+    let _ = write!(id, "{epoch:x}-{partition}-{place:x}-{received_at:x}");
+    id
 }
 
 /// When the frame behind an event came to its gateway, by the event's message id.

@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashMap,
+    fmt::Write,
     time::{Duration, Instant},
 };
 
@@ -60,6 +61,8 @@ struct Answer {
 /// How long the server may be silent.
 const PATIENCE: Duration = Duration::from_secs(3);
 const WHAT: &str = "append events";
+/// The length of what comes last in a message's reply subject, in bytes, at most.
+const END: usize = "65535.2.$FI".len();
 
 impl Appender {
     pub(super) async fn new(client: Client) -> Result<Self, Error> {
@@ -115,14 +118,17 @@ impl Appender {
     /// a word, and no batch is larger.
     async fn send_batch(&self, id: u64, batch: Vec<Message>) -> Result<(), Error> {
         let last = batch.len();
+        let Self { name, inbox, .. } = self;
+        let start = format!("{inbox}.{name}-{id}.{}.fail.", u16::MAX);
         for (n, message) in (1..).zip(batch) {
             let operation = match n {
                 n if n == last => 2, // commit
                 1 => 0,              // start
                 _ => 1,              // append
             };
-            let Self { name, inbox, .. } = self;
-            let reply = format!("{inbox}.{name}-{id}.{}.fail.{n}.{operation}.$FI", u16::MAX);
+            let mut reply = String::with_capacity(start.len() + END);
+            // A string takes all that is written to it.
+            let _ = write!(reply, "{start}{n}.{operation}.$FI");
             let Message { subject, headers, payload } = message;
             self.client.publish_with_reply_and_headers(subject, reply, headers, payload).await?;
         }
