@@ -1,6 +1,12 @@
 //! What all clients can cause at once is done a little at a time: those who chat have their turns between.
 
-use tokio::{sync::Semaphore, task::yield_now};
+use std::time::Duration;
+
+use tokio::{
+    sync::Semaphore,
+    task::yield_now,
+    time::{Instant, sleep},
+};
 
 /// Turns for work that comes in masses.
 #[derive(Debug)]
@@ -23,12 +29,39 @@ impl Turns {
     }
 }
 
+/// Rests of somebody who gives work to many, as long as the work: the whole machine's others have that time.
+#[derive(Debug)]
+pub struct Rests {
+    began_at: Instant,
+}
+
+/// The longest rest. A program that was held up has not worked.
+const LONGEST: Duration = Duration::from_millis(20);
+
+impl Rests {
+    /// Work begins.
+    pub fn begin() -> Self {
+        Self { began_at: Instant::now() }
+    }
+
+    /// Lets those who were given work do it, and rests for as long as all of it took since the last rest.
+    pub async fn rest(&mut self) {
+        yield_now().await;
+        // What their clients say at once is work, too.
+        yield_now().await;
+        sleep(self.began_at.elapsed().min(LONGEST)).await;
+        *self = Self::begin();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     };
+
+    use tokio::time::advance;
 
     use super::*;
 
@@ -53,5 +86,17 @@ mod tests {
         }
         // While the first of the next ones go on, the last of those before them do.
         assert!(most <= 2 * AT_A_TIME, "{most} at once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_rest_is_as_long_as_the_work_before_it_and_no_longer_than_the_longest() {
+        let mut rests = Rests::begin();
+        for (work, rest) in [(3, 3), (7, 7), (10_000, 20)] {
+            let (work, rest) = (Duration::from_millis(work), Duration::from_millis(rest));
+            let began_at = Instant::now();
+            advance(work).await;
+            rests.rest().await;
+            assert_eq!(began_at.elapsed(), work + rest);
+        }
     }
 }

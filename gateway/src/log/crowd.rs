@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::{DirectGet, EventLog, Found, MAX_BYTES, Stored, tail::Tail};
-use crate::error::Error;
+use crate::{error::Error, turns::Rests};
 
 /// Who reads one stream.
 pub(super) struct Crowd {
@@ -72,8 +72,9 @@ const AT_ONCE: usize = 8;
 const FEWEST: usize = 8;
 /// The most: each may hold [`SHARE`].
 const MOST: usize = 2048;
-/// How many are answered before others have their turn.
-const AT_A_TIME: usize = 4;
+/// How many are answered before others have their turn, for as long as that took: those who are answered write all of it
+/// to their clients.
+const AT_A_TIME: usize = 16;
 /// How many are served from what is kept before others have their turn.
 const SERVED_AT_A_TIME: usize = 64;
 /// How many events are read at once: while the broker reads a stream, it takes nothing new for it.
@@ -260,12 +261,12 @@ impl EventLog {
             Some(_) => serve(tail, &mut by_subject).await,
         }
         self.read_on(stream, tail, None, &mut by_subject).await?;
+        let mut rests = Rests::begin();
         for (count, reader) in (1..).zip(by_subject.into_values().flatten()) {
             // One that is gone needs no answer.
             let _ = reader.answer.send(reader.found);
             if count % AT_A_TIME == 0 {
-                // They write all of it to their clients now: those who chat must not wait until thousands have.
-                tokio::task::yield_now().await;
+                rests.rest().await;
             }
         }
         Ok(())
