@@ -12,6 +12,7 @@ use async_nats::{
 };
 use herald_proto::{
     UserId, broker, instance,
+    link::{Link, dial::Dialer},
     metrics::{Kind, Registry as Metered, nats, otlp, process},
     subject,
     telemetry::Sampler,
@@ -29,7 +30,6 @@ use crate::{
     door::Door,
     error::Error,
     leases::Leases,
-    link::{Link, dial::Dialer},
     log::{EventLog, Reads},
     metrics::{Metrics, Stage},
     presence::{Announcer, Presence, announcer::TELLING},

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_nats::jetstream;
-use herald_proto::CloseCode;
+use herald_proto::{CloseCode, link};
 
 /// Why the gateway failed.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +22,9 @@ pub enum Error {
     /// The broker has not answered in time.
     #[error("{0}: no answer in time")]
     Silent(&'static str),
+    /// What was asked of the broker over a link was not confirmed.
+    #[error(transparent)]
+    Link(#[from] link::Silent),
     /// What the broker holds is not what it must be.
     #[error("{0} is not readable")]
     Unreadable(&'static str),
@@ -49,6 +52,7 @@ impl Error {
             Self::Broker { .. }
             | Self::Publish(_)
             | Self::Silent(_)
+            | Self::Link(_)
             | Self::Unreadable(_)
             | Self::Full
             | Self::Shared(_) => CloseCode::TryAgainLater,

@@ -8,7 +8,8 @@
 //!                        │    └── inbox ◀── registry ◀── live taps, replies, sweep
 //!                        └─▶ publisher ─▶ FRAMES,  log ─▶ EVENTS, CURSORS,  presence ─▶ SESSIONS, LEASES
 //! ```
-//! Registry and publisher share a [`link`], the [`tap`], and the log has one; all else goes over `async-nats`.
+//! Registry and publisher share a [`link`](herald_proto::link), the [`tap`], and the log has one; all else goes over
+//! `async-nats`.
 
 pub mod admin;
 pub mod app;
@@ -21,7 +22,6 @@ pub mod error;
 pub mod gather;
 pub mod inbox;
 pub mod leases;
-pub mod link;
 pub mod log;
 pub mod metrics;
 pub mod presence;

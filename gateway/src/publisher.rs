@@ -4,13 +4,15 @@
 //! Each partition has one bundle on its way. What comes meanwhile makes the next: so bundles grow under load, and
 //! a request that comes alone does not wait. Bundles go over the tap: whoever reads it hears confirmations too.
 
-use std::{
-    io::Write,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use herald_proto::{
-    Chat, RequestId, subject,
+    Chat, RequestId,
+    link::{
+        Link, Receive, command,
+        protocol::{self, Message},
+    },
+    subject,
     telemetry::Traceparent,
     topology::Topology,
     wire::{Bundle, Command},
@@ -20,10 +22,6 @@ use tokio::time::Instant;
 
 use crate::{
     inbox::{Delivery, Inbox},
-    link::{
-        self, Link, Receive,
-        protocol::{self, Message},
-    },
     metrics::{Metrics, Publishing},
     spans,
 };
@@ -172,7 +170,7 @@ fn fail(jobs: Vec<Job>, error: &Unconfirmed) {
 
 impl Receive for Publisher {
     fn subscribe(&self, commands: &mut Vec<u8>) {
-        link::subscribe(commands, CONFIRMATIONS, &format!("{}.*.*", self.inbox));
+        command::subscribe(commands, CONFIRMATIONS, &format!("{}.*.*", self.inbox));
     }
 
     fn due(&self, out: &mut Vec<u8>) -> usize {
@@ -182,11 +180,8 @@ impl Receive for Publisher {
             count += 1;
             self.metrics.bundle.observe_size(commands.len());
             let body = Bundle::join(&self.gateway, commands.iter().map(Vec::as_slice));
-            let (to, size) = (subject::frames(partition), body.len());
-            // Writing to memory can't fail.
-            let _ = write!(out, "PUB {to} {}.{partition}.{number} {size}\r\n", self.inbox);
-            out.extend(body);
-            out.extend(b"\r\n");
+            let reply = format_args!("{}.{partition}.{number}", self.inbox);
+            command::request(out, &subject::frames(partition), reply, &body);
         }
         if more {
             self.tap.wake();

@@ -7,7 +7,12 @@ use std::{
 };
 
 use herald_proto::{
-    CloseCode, DeviceId, EventId, UserId, header, subject,
+    CloseCode, DeviceId, EventId, UserId, header,
+    link::{
+        Link, Receive, command,
+        protocol::{self, Message},
+    },
+    subject,
     telemetry::Traceparent,
     wire::{Replies, Signal},
 };
@@ -16,10 +21,6 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 use crate::{
     error::Error,
     inbox::{Delivery, Inbox},
-    link::{
-        self, Link, Receive,
-        protocol::{self, Message},
-    },
     metrics::{Metrics, Origin},
 };
 
@@ -152,7 +153,7 @@ impl Registry {
             match name {
                 "Nats-Sequence" => id = value.parse().ok().map(EventId),
                 "Nats-Last-Sequence" => prev = value.parse().ok().map(EventId),
-                "Nats-Msg-Id" => message_id = Some(value),
+                header::MESSAGE_ID => message_id = Some(value),
                 header::TRACEPARENT => parent = value.parse::<Traceparent>().ok(),
                 _ => {}
             }
@@ -218,9 +219,9 @@ impl Registry {
 /// Workers' replies, and live taps: one subscription for each user.
 impl Receive for Registry {
     fn subscribe(&self, commands: &mut Vec<u8>) {
-        link::subscribe(commands, REPLIES, &subject::reply(&self.gateway));
+        command::subscribe(commands, REPLIES, &subject::reply(&self.gateway));
         for (tap, user) in &self.sessions().by_tap {
-            link::subscribe(commands, *tap, &subject::live(user));
+            command::subscribe(commands, *tap, &subject::live(user));
         }
     }
 

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use herald_proto::link::{Receive, protocol::Message};
+
 use crate::{
-    link::{Receive, protocol::Message},
     publisher::{CONFIRMATIONS, Publisher},
     registry::Registry,
 };

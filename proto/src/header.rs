@@ -4,6 +4,8 @@ use std::fmt::Write;
 
 /// The W3C trace context of what caused the message.
 pub const TRACEPARENT: &str = "traceparent";
+/// A message's id, by which JetStream drops copies.
+pub const MESSAGE_ID: &str = "Nats-Msg-Id";
 /// On a dead letter: why the frame can't be applied.
 pub const REASON: &str = "Herald-Reason";
 /// On a dead letter: the subject the frame came on.

@@ -12,6 +12,7 @@ pub mod header;
 pub mod health;
 pub mod id;
 pub mod instance;
+pub mod link;
 pub mod metrics;
 pub mod payload;
 pub mod runtime;

@@ -117,6 +117,7 @@ async fn a_scrape_tells_what_was_done() -> Result<()> {
     expect(&worker, "herald_worker_dead_letters_total", &[], 0.0);
     expect(&worker, "herald_worker_partition_owned", &[], f64::from(DEFAULT.partitions));
     expect(&worker, "herald_worker_members", &[], 1.0);
+    expect(&worker, "herald_worker_events_connected", &[], 1.0);
     for scrape in [&sender, &recipient, &worker] {
         for name in ["process_resident_memory_bytes", "process_open_fds", "tokio_alive_tasks"] {
             assert!(scrape.sum(name, &[])? > 0.0, "{name}");

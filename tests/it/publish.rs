@@ -1,16 +1,16 @@
 //! A worker's events come into the logs in order, even when its connection breaks in the middle of a batch.
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use async_nats::Client;
 use clap::Parser as _;
 use futures::{StreamExt as _, future::try_join};
-use herald_proto::{UserId, broker, metrics::Registry, subject};
+use herald_proto::{
+    UserId, broker,
+    link::{Link, dial::Dialer},
+    metrics::Registry,
+    subject,
+};
 use herald_tests::{
     Backend, Broker, Database, eventually,
     proxy::{Mode, Proxy},
@@ -42,7 +42,7 @@ fn event(number: usize) -> Result<Outgoing> {
 }
 
 /// Workers' way to the logs, as each of them has it.
-async fn logs(nats: SocketAddr, database: &Database) -> Result<(Events, Store, Client)> {
+async fn logs(nats: SocketAddr, database: &Database) -> Result<(Events, Store, Arc<Link>)> {
     let url = format!("nats://{nats}");
     let flags = ["herald-worker", "run", "--nats-url", &url, "--database-url", database.url()];
     let Command::Run(config) = Cli::try_parse_from(flags)?.command else {
@@ -55,9 +55,16 @@ async fn logs(nats: SocketAddr, database: &Database) -> Result<(Events, Store, C
     let topology = topology::ensure(&jetstream, &config).await?;
     let stop = CancellationToken::new();
     let metrics = Arc::new(Metrics::new(&mut Registry::new(), topology.partitions));
+    let link = Arc::new(Link::new("test"));
     let events =
-        Events::open(client.clone(), jetstream, topology, store.clone(), metrics, stop).await?;
-    Ok((events, store, client))
+        Events::open(link.clone(), jetstream, topology, store.clone(), metrics, stop).await?;
+    tokio::spawn({
+        let dialer = Dialer::new(&config.broker, "test events".into())?;
+        let (link, answers) = (link.clone(), events.answers());
+        async move { link.run(dialer, answers.as_ref(), CancellationToken::new()).await }
+    });
+    link.confirmed().await?;
+    Ok((events, store, link))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -139,7 +146,7 @@ async fn a_log_that_grows_while_it_is_looked_at_has_lost_nothing() -> Result<()>
     let proxy = Proxy::start(nats.address()).await?;
     let database = Database::create(Backend::Postgres).await?;
     let (mut busy, store, _) = logs(nats.address(), &database).await?;
-    let (mut back, _, client) = logs(proxy.address(), &database).await?;
+    let (mut back, _, link) = logs(proxy.address(), &database).await?;
     let jetstream = async_nats::jetstream::new(async_nats::connect(nats.url()).await?);
     let mut stream = jetstream.get_stream(subject::events(0)).await?;
 
@@ -160,7 +167,7 @@ async fn a_log_that_grows_while_it_is_looked_at_has_lost_nothing() -> Result<()>
     // What is said about the stream is old when it comes.
     proxy.set(Mode::Delay(Duration::from_millis(200)));
     eventually("the worker is back", Duration::from_secs(60), async || {
-        let connects = client.statistics().connects.load(Ordering::Relaxed);
+        let connects = link.connects();
         ensure!(connects > 1, "{connects} connections so far");
         back.look_if_due().await?;
         Ok(back.append(&[&event(usize::MAX)?]).await?)

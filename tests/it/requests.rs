@@ -11,13 +11,13 @@ use clap::Parser as _;
 use herald_gateway::{
     config,
     inbox::{Delivery, Inbox},
-    link::{Link, dial::Dialer},
     metrics::Metrics,
     publisher::Publisher,
 };
 use herald_proto::{
     Chat, ClientMessageId, RequestId, UserId,
     frame::Request,
+    link::{Link, dial::Dialer},
     payload::{Mark, New},
     topology::Topology,
     wire::{Bundle, Command},

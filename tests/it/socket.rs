@@ -14,7 +14,6 @@ use herald_gateway::{
     contacts::Contacts,
     cursors::Cursors,
     door::Door,
-    link::{Link, dial::Dialer},
     log::{EventLog, Reads},
     metrics::Metrics,
     presence::Presence,
@@ -24,7 +23,13 @@ use herald_gateway::{
     tap::Tap,
     waiting::Waiting,
 };
-use herald_proto::{DeviceId, UserId, metrics::Gauge, telemetry::Sampler, topology::Topology};
+use herald_proto::{
+    DeviceId, UserId,
+    link::{Link, dial::Dialer},
+    metrics::Gauge,
+    telemetry::Sampler,
+    topology::Topology,
+};
 use herald_tests::{Backend, Cluster, Options};
 use serde_json::{Value, json};
 use tokio::io::DuplexStream;

@@ -6,7 +6,8 @@ use async_nats::jetstream::{self, context::ContextBuilder};
 use backon::{ConstantBuilder, Retryable};
 use herald_proto::{
     broker,
-    metrics::{Registry, nats, otlp, process},
+    link::{Link, dial::Dialer},
+    metrics::{Kind, Registry, nats, otlp, process},
     subject,
 };
 use tokio::{net::TcpListener, sync::mpsc};
@@ -17,7 +18,7 @@ use crate::{
     contacts,
     error::Error,
     events::Events,
-    health,
+    health::{self, Health},
     members::Members,
     metrics::{Metrics, lag},
     partition::{self, Reader},
@@ -66,11 +67,21 @@ pub async fn run(
     let mut registry = Registry::new();
     let metrics = Arc::new(Metrics::new(&mut registry, topology.partitions));
     process::register(&mut registry, "herald-worker");
-    nats::register(&mut registry, &client, &[]);
+    // What comes in masses goes over a connection of its own.
+    let dialer = Dialer::new(&config.broker, "herald-worker events".into())?;
+    let link = Arc::new(Link::new("replies and events"));
+    nats::register(&mut registry, &client, &[link.traffic()]);
+    let connected = link.clone();
+    registry.read(
+        "herald_worker_events_connected",
+        "Whether there is a connection to NATS for replies and events.",
+        Kind::Gauge,
+        move || f64::from(u8::from(connected.is_connected())),
+    );
     let registry = Arc::new(registry);
-    let publisher = Publisher::new(client.clone(), jetstream.clone(), metrics.clone());
+    let publisher = Publisher::new(link.clone(), jetstream.clone(), metrics.clone());
     let events = Events::open(
-        client.clone(),
+        link.clone(),
         jetstream,
         topology,
         store.clone(),
@@ -81,12 +92,22 @@ pub async fn run(
 
     let (gone, settled) = (CancellationToken::new(), CancellationToken::new());
     let (tasks, around) = (TaskTracker::new(), TaskTracker::new());
+    around.spawn({
+        let (link, answers, gone) = (link.clone(), events.answers(), gone.clone());
+        async move { link.run(dialer, answers.as_ref(), gone).await }
+    });
+    link.confirmed().await?;
     let me = config.name.clone();
     if let Some(settings) = config.otlp.settings("herald-worker", &me) {
         around.spawn(otlp::Exporter::new(registry.clone(), settings)?.run(gone.clone()));
     }
-    let serve =
-        health::serve(health, client.clone(), store.clone(), registry, stop.clone(), gone.clone());
+    let probed = Health {
+        client: client.clone(),
+        link: link.clone(),
+        store: store.clone(),
+        stop: stop.clone(),
+    };
+    let serve = health::serve(health, probed, registry, gone.clone());
     around.spawn(async move {
         if let Err(error) = serve.await {
             tracing::error!(%error, "the health endpoint failed");
@@ -150,6 +171,10 @@ pub async fn run(
     tasks.close();
     if tokio::time::timeout(config.drain_timeout, tasks.wait()).await.is_err() {
         tracing::warn!("not everything was finished in time; what is left is redelivered");
+    }
+    // What was finished last may not be answered yet.
+    if link.confirmed().await.is_err() {
+        tracing::warn!("the last answers may be lost, their clients will ask again");
     }
     // Metrics tell of all that was finished.
     gone.cancel();

@@ -151,7 +151,7 @@ impl Requeue {
         };
         let mut headers = HeaderMap::new();
         let id = format!("deadletter-{}-{sequence}", self.epoch);
-        headers.insert(async_nats::header::NATS_MESSAGE_ID, id.as_str());
+        headers.insert(header::MESSAGE_ID, id.as_str());
         let message = PublishMessage::build().payload(body).headers(headers);
         let published = self.jetstream.send_publish(subject, message).await;
         published.map_err(Error::from)?.await.map_err(Error::from)?;

@@ -1,7 +1,7 @@
 //! What can go wrong in a worker, and what it means for the work at hand.
 
 use async_nats::jetstream;
-use herald_proto::topology::Topology;
+use herald_proto::{link, topology::Topology};
 
 use crate::store;
 
@@ -17,6 +17,9 @@ pub enum Error {
     /// A subject or payload that the broker client refuses to send.
     #[error("send: {0}")]
     Send(#[from] async_nats::PublishError),
+    /// What was asked of the broker over a link was not confirmed.
+    #[error(transparent)]
+    Link(#[from] link::Silent),
     /// Anything else the broker can't do: `what` it was asked, and why not.
     #[error("{what}: {source}")]
     Broker {
@@ -54,7 +57,7 @@ impl Error {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Store(error) => error.is_transient(),
-            Self::Publish(_) | Self::Send(_) | Self::Broker { .. } => true,
+            Self::Publish(_) | Self::Send(_) | Self::Link(_) | Self::Broker { .. } => true,
             Self::Topology { .. } | Self::Unreadable(..) | Self::Stopping => false,
         }
     }

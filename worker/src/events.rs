@@ -7,16 +7,19 @@
 
 use std::{
     collections::HashSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use async_nats::{
-    Client, HeaderMap,
-    jetstream::{self, Context, consumer::DeliverPolicy, kv},
-};
+use async_nats::jetstream::{self, Context, consumer::DeliverPolicy, kv};
 use futures::StreamExt;
-use herald_proto::{header, subject, telemetry::Span, topology::Topology};
+use herald_proto::{
+    header,
+    link::{Link, Receive},
+    subject,
+    telemetry::Span,
+    topology::Topology,
+};
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
@@ -31,7 +34,7 @@ use crate::{
 
 mod append;
 
-use append::{Appender, Message, Pending};
+use append::{Append, Appender, Pending};
 
 /// How far the event streams have been given out, as far as this worker knows.
 #[derive(Clone)]
@@ -39,13 +42,13 @@ struct Marks(Arc<Mutex<Vec<EventStream>>>);
 
 /// The event logs, for one writer.
 pub struct Events {
-    client: Client,
+    link: Arc<Link>,
     jetstream: Context,
     topology: Topology,
     store: Store,
     appender: Appender,
     marks: Marks,
-    /// How often the connection had been made when the streams were last looked at; `None` to look again.
+    /// How often the link had been connected when the streams were last looked at; `None` to look again.
     looked_at: Option<u64>,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
@@ -70,25 +73,31 @@ const STORE_MARKS: Duration = Duration::from_secs(1);
 const CLOCK_SKEW: Duration = Duration::from_secs(30);
 
 impl Events {
-    /// The logs on this connection. If a stream is gone, `stop` is cancelled: at its next start the worker makes it anew.
+    /// The logs. Events go over `link`, which has to run with [`answers`](Self::answers). If a stream is gone, `stop` is
+    /// cancelled: at its next start the worker makes it anew.
     ///
     /// # Errors
     /// If the streams are missing, or can't be brought past what was given out before.
     pub async fn open(
-        client: Client,
+        link: Arc<Link>,
         jetstream: Context,
         topology: Topology,
         store: Store,
         metrics: Arc<Metrics>,
         stop: CancellationToken,
     ) -> Result<Self, Error> {
-        let appender = Appender::new(client.clone()).await?;
+        let appender = Appender::new(link.clone());
         let marks = Marks(Arc::default());
         let looked_at = None;
         let mut events =
-            Self { client, jetstream, topology, store, appender, marks, looked_at, metrics, stop };
+            Self { link, jetstream, topology, store, appender, marks, looked_at, metrics, stop };
         events.look().await?;
         Ok(events)
+    }
+
+    /// Who takes what comes over the link.
+    pub fn answers(&self) -> Arc<impl Receive + use<>> {
+        self.appender.answers()
     }
 
     /// What stores the marks in the database now and then, until the last batch is settled.
@@ -133,16 +142,16 @@ impl Events {
     /// # Errors
     /// If the broker or the database fails. Then all of them must be sent again.
     pub async fn send(&mut self, events: &[&Outgoing]) -> Result<Sent, Error> {
-        self.look_if_due().await?;
+        let connect = self.look_if_due().await?;
         let began_at = Instant::now();
         let mut spans = Vec::new();
-        let mut batches: Vec<Vec<Message>> = Vec::new();
+        let mut batches: Vec<Vec<Append<'_>>> = Vec::new();
         batches.resize_with(usize::from(self.topology.event_streams), Vec::new);
         for event in events {
             let stream = self.topology.event_stream(&event.user);
             if let Some(batch) = batches.get_mut(usize::from(stream)) {
                 let span = spans::publish(event, stream);
-                batch.push(message(stream, event, &span));
+                batch.push(append(stream, event, &span));
                 if span.is_some() {
                     spans.push(span);
                 }
@@ -151,7 +160,7 @@ impl Events {
         let streams: Vec<usize> =
             (0..batches.len()).filter(|&n| batches.get(n).is_some_and(|b| !b.is_empty())).collect();
         batches.retain(|batch| !batch.is_empty());
-        let pending = match self.appender.send(batches).await {
+        let pending = match self.appender.send(connect, &batches) {
             Ok(pending) => pending,
             Err(error) => {
                 spans.iter_mut().for_each(|span| span.fail("not_sent"));
@@ -239,9 +248,10 @@ impl Events {
             let mut messages = messages.take(usize::try_from(waiting).unwrap_or(usize::MAX));
             while let Some(message) = messages.next().await {
                 let message = message.map_err(Error::broker(WHAT))?;
-                let id = message.headers.as_ref().and_then(|headers| {
-                    headers.get(async_nats::header::NATS_MESSAGE_ID).map(ToString::to_string)
-                });
+                let id = message
+                    .headers
+                    .as_ref()
+                    .and_then(|headers| headers.get(header::MESSAGE_ID).map(ToString::to_string));
                 found.extend(id.filter(|id| wanted.contains(id.as_str())));
             }
         }
@@ -249,27 +259,26 @@ impl Events {
     }
 
     /// After the connection was lost, looks whether the streams still stand where they were left, and lets their ids
-    /// jump if not.
+    /// jump if not. Returns the connection for which they do, as the link counts it.
     ///
     /// # Errors
     /// If the broker or the database fails.
-    pub async fn look_if_due(&mut self) -> Result<(), Error> {
-        if self.looked_at == Some(self.connects_now()) { Ok(()) } else { self.look().await }
+    pub async fn look_if_due(&mut self) -> Result<u64, Error> {
+        match self.looked_at {
+            Some(connect) if connect == self.link.connects() => Ok(connect),
+            _ => self.look().await,
+        }
     }
 
-    fn connects_now(&self) -> u64 {
-        self.client.statistics().connects.load(Ordering::Relaxed)
-    }
-
-    async fn look(&mut self) -> Result<(), Error> {
-        let connects = self.connects_now();
+    async fn look(&mut self) -> Result<u64, Error> {
+        let connects = self.link.connects();
         let mut marks = Vec::new();
         for stream in 0..self.topology.event_streams {
             marks.push(self.look_at(stream).await?);
         }
         *self.marks.lock() = marks;
         self.looked_at = Some(connects);
-        Ok(())
+        Ok(connects)
     }
 
     async fn look_at(&self, stream: u16) -> Result<EventStream, Error> {
@@ -346,12 +355,11 @@ impl Marks {
     }
 }
 
-fn message(stream: u16, event: &Outgoing, span: &Span) -> Message {
-    let mut headers = HeaderMap::new();
-    if let Some(traceparent) = span.traceparent().or(event.traceparent) {
-        headers.insert(header::TRACEPARENT, traceparent.to_string());
+fn append<'a>(stream: u16, event: &'a Outgoing, span: &Span) -> Append<'a> {
+    Append {
+        subject: subject::event(stream, &event.user),
+        id: &event.id,
+        traceparent: span.traceparent().or(event.traceparent),
+        body: event.body.get(),
     }
-    headers.insert(async_nats::header::NATS_MESSAGE_ID, event.id.as_str());
-    let payload = event.body.get().to_owned().into();
-    Message { subject: subject::event(stream, &event.user), headers, payload }
 }

@@ -9,31 +9,38 @@ use axum::{
     http::{StatusCode, header},
     routing::get,
 };
-use herald_proto::metrics::{self, Registry};
+use herald_proto::{
+    link::Link,
+    metrics::{self, Registry},
+};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::store::Store;
 
+/// What a worker has to have.
 #[derive(Clone)]
-struct Health {
-    client: Client,
-    store: Store,
-    stop: CancellationToken,
+pub struct Health {
+    /// The connection to NATS.
+    pub client: Client,
+    /// The one for replies and events.
+    pub link: Arc<Link>,
+    /// The database.
+    pub store: Store,
+    /// Whether the worker is stopping.
+    pub stop: CancellationToken,
 }
 
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Serves until `gone`; not ready from `stop` on.
+/// Serves until `gone`.
 ///
 /// # Errors
 /// If the listener fails.
 pub async fn serve(
     listener: TcpListener,
-    client: Client,
-    store: Store,
+    health: Health,
     registry: Arc<Registry>,
-    stop: CancellationToken,
     gone: CancellationToken,
 ) -> std::io::Result<()> {
     let metrics =
@@ -42,14 +49,16 @@ pub async fn serve(
         .route("/healthz", get(|| async { "alive\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
-        .with_state(Health { client, store, stop });
+        .with_state(health);
     axum::serve(listener, router).with_graceful_shutdown(gone.cancelled_owned()).await
 }
 
 async fn ready(State(health): State<Health>) -> (StatusCode, &'static str) {
     if health.stop.is_cancelled() {
         (StatusCode::SERVICE_UNAVAILABLE, "stopping\n")
-    } else if health.client.connection_state() != connection::State::Connected {
+    } else if health.client.connection_state() != connection::State::Connected
+        || !health.link.is_connected()
+    {
         (StatusCode::SERVICE_UNAVAILABLE, "no connection to NATS\n")
     } else if !matches!(tokio::time::timeout(PATIENCE, health.store.ping()).await, Ok(Ok(()))) {
         (StatusCode::SERVICE_UNAVAILABLE, "the database does not answer\n")

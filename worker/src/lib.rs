@@ -5,8 +5,9 @@
 //! partition (reads in order) ─┐
 //! partition                  ─┼─▶ settle ─▶ working_set ─▶ handler ─▶ unread (the rules, pure)
 //! partition                  ─┘     │            └──────▶ store (PostgreSQL or SQLite)
-//!                                   └─▶ publisher ─▶ replies, EVENTS
+//!                                   └─▶ publisher ─▶ replies,  events ─▶ EVENTS
 //! ```
+//! Replies and events go over a [`link`](herald_proto::link) of their own; all else goes over `async-nats`.
 
 pub mod app;
 pub mod chats;

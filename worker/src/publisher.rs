@@ -3,12 +3,14 @@
 use std::{collections::HashMap, sync::Arc};
 
 use async_nats::{
-    Client, HeaderMap,
+    HeaderMap,
     jetstream::{Context, message::PublishMessage},
 };
 use herald_proto::{
     frame::Response,
-    header, subject,
+    header,
+    link::{Link, command},
+    subject,
     wire::{Replies, Reply},
 };
 
@@ -17,10 +19,10 @@ use crate::{
     metrics::{DeadLetterCause, Metrics},
 };
 
-/// Publishes for one worker. Clones share the connection.
+/// Publishes for one worker. Clones share the connections.
 #[derive(Clone)]
 pub struct Publisher {
-    client: Client,
+    link: Arc<Link>,
     jetstream: Context,
     metrics: Arc<Metrics>,
 }
@@ -42,16 +44,16 @@ const REPLIES_PER_MESSAGE: usize = 256;
 const USUAL: usize = 256;
 
 impl Publisher {
-    /// A publisher on this connection.
-    pub fn new(client: Client, jetstream: Context, metrics: Arc<Metrics>) -> Self {
-        Self { client, jetstream, metrics }
+    /// A publisher that sends replies over `link`, as events are: so they come before the events of their frames.
+    pub fn new(link: Arc<Link>, jetstream: Context, metrics: Arc<Metrics>) -> Self {
+        Self { link, jetstream, metrics }
     }
 
     /// Sends answers to the gateways that wait for them. A lost one is repaired by the client, which asks again.
     ///
     /// # Errors
-    /// If the connection can't take them.
-    pub async fn replies(&self, answers: Vec<Answered>) -> Result<(), Error> {
+    /// If there is no connection.
+    pub fn replies(&self, answers: Vec<Answered>) -> Result<(), Error> {
         let mut by_gateway: HashMap<Arc<str>, Vec<Answered>> = HashMap::new();
         for answer in answers {
             by_gateway.entry(answer.gateway.clone()).or_default().push(answer);
@@ -62,7 +64,9 @@ impl Publisher {
                 let mut body = Vec::with_capacity(some.len() * USUAL);
                 serde_json::to_writer(&mut body, &Replies(some.iter().map(reply).collect()))
                     .map_err(|error| Error::Unreadable("a reply", error))?;
-                self.client.publish(subject.clone(), body.into()).await?;
+                if !self.link.send(1, |out| command::publish(out, &subject, &body)) {
+                    return Err(Error::broker("answer")("there is no connection"));
+                }
             }
         }
         Ok(())
@@ -81,7 +85,7 @@ impl Publisher {
         headers.insert(header::REASON, letter.reason.replace(['\r', '\n'], " ").as_str());
         headers.insert(header::ORIGIN, letter.origin.as_str());
         let id = format!("{:x}-{}-{:x}", letter.epoch, letter.partition, letter.place);
-        headers.insert(async_nats::header::NATS_MESSAGE_ID, id.as_str());
+        headers.insert(header::MESSAGE_ID, id.as_str());
         let message = PublishMessage::build().payload(letter.body).headers(headers);
         let subject = subject::dead_letter(letter.partition);
         let stored = self.jetstream.send_publish(subject, message).await?.await?;

@@ -315,7 +315,7 @@ impl Settler {
         }
         self.fences.moved(&changes.moves, &mut outbox);
         self.remember(frames, chats);
-        if let Err(error) = self.parts.publisher.replies(answers).await {
+        if let Err(error) = self.parts.publisher.replies(answers) {
             tracing::warn!(%error, "answers were lost, their clients will ask again");
         }
         failpoint::step("after-reply");

@@ -7,21 +7,23 @@ use std::{
 };
 
 use bytes::Bytes;
-use herald_proto::{header, metrics::nats::Traffic, subject, telemetry::Traceparent};
+use herald_proto::{
+    header,
+    link::{
+        Link, Receive, command,
+        dial::Dialer,
+        protocol::{self, Message},
+    },
+    metrics::nats::Traffic,
+    subject,
+    telemetry::Traceparent,
+};
 use serde::Serialize;
 use tokio::{sync::oneshot, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::bucket::REMOVALS;
-use crate::{
-    error::Error,
-    link::{
-        self, Link, Receive,
-        dial::Dialer,
-        protocol::{self, Message},
-    },
-    metrics::Origin,
-};
+use crate::{error::Error, metrics::Origin};
 
 /// What is asked for.
 #[derive(Serialize, Default)]
@@ -128,7 +130,7 @@ impl Reads {
             // It may come back, or come up, in a moment.
             self.link.confirmed().await?;
         }
-        let body = serde_json::to_string(request).map_err(|_| Error::Unreadable("a direct get"))?;
+        let body = serde_json::to_vec(request).map_err(|_| Error::Unreadable("a direct get"))?;
         let (whole, answered) = oneshot::channel();
         let number = {
             let mut asked = self.asked();
@@ -140,7 +142,9 @@ impl Reads {
         };
         let _asking = Asking { reads: self, number };
         let reply = format!("{}.{number}", self.inbox);
-        if !self.link.request(&format!("$JS.API.DIRECT.GET.{stream}"), &reply, &body) {
+        let subject = format!("$JS.API.DIRECT.GET.{stream}");
+        let is_sent = self.link.send(1, |out| command::request(out, &subject, &reply, &body));
+        if !is_sent {
             return Err(Error::broker(WHAT)("there is no connection"));
         }
         match timeout(PATIENCE, answered).await {
@@ -153,7 +157,7 @@ impl Reads {
 
 impl Receive for Reads {
     fn subscribe(&self, commands: &mut Vec<u8>) {
-        link::subscribe(commands, ANSWERS, &format!("{}.*", self.inbox));
+        command::subscribe(commands, ANSWERS, &format!("{}.*", self.inbox));
     }
 
     fn receive(&self, message: &Message<'_>) {
@@ -196,7 +200,7 @@ impl Answer {
                 "Nats-Sequence" => sequence = value.parse().ok(),
                 "Nats-Num-Pending" => pending = value.parse().unwrap_or(0),
                 "Nats-Last-Sequence" => before = value.parse().ok(),
-                "Nats-Msg-Id" => message_id = Some(value),
+                header::MESSAGE_ID => message_id = Some(value),
                 header::TRACEPARENT => traceparent = value.parse().ok(),
                 _ => is_removed |= REMOVALS.contains(&name),
             }

@@ -5,7 +5,6 @@ use std::{io, path::Path, sync::Arc, time::Duration};
 use async_nats::ServerAddr;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::{Buf, BytesMut};
-use herald_proto::broker::{self, BrokerArgs};
 use nkeys::KeyPair;
 use rustls::{
     ClientConfig, RootCertStore,
@@ -20,6 +19,7 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 
 use super::protocol::{Info, Op, parse};
+use crate::broker::{self, BrokerArgs};
 
 /// A connection, encrypted or not.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}

@@ -6,32 +6,31 @@
 //! hands each message on as it lies there.
 
 use std::{
-    collections::VecDeque,
     convert::Infallible,
-    io::{self, Write},
+    io,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use bytes::{Buf, BytesMut};
-use herald_proto::{broker, metrics::nats::Traffic};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
     sync::{Notify, watch},
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::error::Error;
+use crate::{broker, metrics::nats::Traffic};
 
+pub mod command;
+mod connection;
 pub mod dial;
 pub mod protocol;
 
-use dial::{Dialer, Opened, Stream};
-use protocol::{Message, Op, parse};
+use connection::{BUFFER, Connection};
+use dial::{Dialer, Opened};
+use protocol::Message;
 
 /// Who takes what comes in on a link.
 pub trait Receive: Sync {
@@ -57,7 +56,6 @@ pub struct Link {
     arrived: Notify,
     /// The last round that the server has confirmed.
     confirmed: watch::Sender<u64>,
-    connects: AtomicU64,
     max_payload: AtomicUsize,
     traffic: Arc<Traffic>,
 }
@@ -69,6 +67,8 @@ struct Left {
     is_open: bool,
     /// Whether the server has made these.
     is_confirmed: bool,
+    /// How often the server has.
+    connects: u64,
     /// Commands for the server.
     commands: Vec<u8>,
     /// Whether somebody waits for them to be confirmed.
@@ -83,8 +83,11 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// How often its receiver is told that all is taken.
 const LOOK: Duration = Duration::from_millis(500);
-/// How much is read at once, in bytes.
-const BUFFER: usize = 64 * 1024;
+
+/// The server has not confirmed what it was told.
+#[derive(Debug, thiserror::Error)]
+#[error("confirm subscriptions: no answer in time")]
+pub struct Silent;
 
 impl Link {
     /// A link without a connection: [`run`](Self::run) makes one. `purpose` is what it is for, as the log names it.
@@ -94,7 +97,6 @@ impl Link {
             left: Mutex::new(Left { round: 1, ..Left::default() }),
             arrived: Notify::new(),
             confirmed: watch::Sender::new(0),
-            connects: AtomicU64::new(0),
             max_payload: AtomicUsize::new(0),
             traffic: Arc::default(),
         }
@@ -112,7 +114,7 @@ impl Link {
 
     /// How often all subscriptions were made on a new connection: messages in between were missed.
     pub fn connects(&self) -> u64 {
-        self.connects.load(Ordering::Acquire)
+        self.left().connects
     }
 
     /// The largest message that the server takes, in bytes.
@@ -128,21 +130,38 @@ impl Link {
     /// Subscribes under a number of the caller's. Without a connection nothing is done: the next one begins with all
     /// subscriptions.
     pub fn subscribe(&self, sid: u64, subject: &str) {
-        self.command(|commands| subscribe(commands, sid, subject));
+        self.leave(|commands| command::subscribe(commands, sid, subject));
     }
 
     /// Ends a subscription.
     pub fn unsubscribe(&self, sid: u64) {
-        let command = format!("UNSUB {sid}\r\n");
-        self.command(|commands| commands.extend(command.as_bytes()));
+        self.leave(|commands| command::unsubscribe(commands, sid));
     }
 
-    /// Sends a message that is answered on `reply`; returns whether there is a connection to send it on.
-    pub fn request(&self, subject: &str, reply: &str, body: &str) -> bool {
-        let command = format!("PUB {subject} {reply} {}\r\n{body}\r\n", body.len());
-        let is_left = self.command(|commands| commands.extend(command.as_bytes()));
-        self.traffic.sent(usize::from(is_left), 0);
+    /// Sends so many messages, which `write` writes with [`command`]; returns whether there is a connection to send them
+    /// on.
+    pub fn send(&self, messages: usize, write: impl FnOnce(&mut Vec<u8>)) -> bool {
+        let is_left = self.leave(write);
+        self.traffic.sent(if is_left { messages } else { 0 }, 0);
         is_left
+    }
+
+    /// Sends so many messages on the connection that [`connects`](Self::connects) counted as this one, and on no later
+    /// one; returns whether it is there.
+    pub fn send_on(&self, connect: u64, messages: usize, commands: Vec<u8>) -> bool {
+        let mut left = self.left();
+        let is_there = left.is_confirmed && left.connects == connect;
+        if is_there {
+            if left.commands.is_empty() {
+                left.commands = commands;
+            } else {
+                left.commands.extend(commands);
+            }
+            drop(left);
+            self.arrived.notify_one();
+            self.traffic.sent(messages, 0);
+        }
+        is_there
     }
 
     /// Has the connection's task ask its receiver for what is due.
@@ -150,7 +169,7 @@ impl Link {
         self.arrived.notify_one();
     }
 
-    fn command(&self, write: impl FnOnce(&mut Vec<u8>)) -> bool {
+    fn leave(&self, write: impl FnOnce(&mut Vec<u8>)) -> bool {
         let mut left = self.left();
         let is_open = left.is_open;
         if is_open {
@@ -165,7 +184,7 @@ impl Link {
     ///
     /// # Errors
     /// If it takes long.
-    pub async fn confirmed(&self) -> Result<(), Error> {
+    pub async fn confirmed(&self) -> Result<(), Silent> {
         let round = {
             let mut left = self.left();
             left.is_waited_for = true;
@@ -175,7 +194,7 @@ impl Link {
         let mut confirmed = self.confirmed.subscribe();
         match timeout(PATIENCE, confirmed.wait_for(|last| *last >= round)).await {
             Ok(_) => Ok(()),
-            Err(_) => Err(Error::Silent("confirm subscriptions")),
+            Err(_) => Err(Silent),
         }
     }
 
@@ -211,9 +230,7 @@ impl Link {
     async fn serve(&self, opened: Opened, receiver: &impl Receive) -> io::Error {
         let Opened { stream, read, max_payload } = opened;
         self.max_payload.store(max_payload, Ordering::Relaxed);
-        let traffic = self.traffic.clone();
-        let pings = VecDeque::new();
-        let mut connection = Connection { stream, read, pings, was_heard: true, traffic };
+        let mut connection = Connection::new(stream, read, self.traffic.clone());
         match self.work(&mut connection, receiver).await {
             Ok(never) => match never {},
             Err(error) => error,
@@ -232,7 +249,7 @@ impl Link {
         let (later, round) = self.take(true);
         all.extend(later);
         connection.send(all, round).await?;
-        let first = connection.pings.back().copied();
+        let first = connection.last_ping();
         let mut ping = interval(PING_INTERVAL);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ping.reset();
@@ -249,27 +266,20 @@ impl Link {
                     tokio::task::yield_now().await;
                     continue;
                 }
-                read = connection.stream.read_buf(&mut connection.read) => {
-                    let read = read?;
-                    if read == 0 {
-                        return Err(io::ErrorKind::UnexpectedEof.into());
-                    }
-                    connection.was_heard = true;
-                    is_flood = read >= BUFFER / 2;
-                }
+                read = connection.read() => is_flood = read? >= BUFFER / 2,
                 () = std::future::ready(()), if is_look_due => {}
                 () = self.arrived.notified() => {}
                 _ = ping.tick() => {
-                    if !std::mem::take(&mut connection.was_heard) {
-                        return Err(io::ErrorKind::TimedOut.into());
-                    }
+                    connection.was_heard()?;
                     is_ping_due = true;
                 }
             }
             while let Some(round) = connection.receive(receiver).await? {
                 if Some(round) == first {
-                    self.left().is_confirmed = true;
-                    self.connects.fetch_add(1, Ordering::Release);
+                    let mut left = self.left();
+                    left.is_confirmed = true;
+                    left.connects += 1;
+                    drop(left);
                     tracing::info!(herald.purpose = self.purpose, "connected to NATS");
                 }
                 self.confirmed.send_replace(round);
@@ -290,14 +300,18 @@ impl Link {
 
     /// Nothing is left for a connection that is gone.
     fn end(&self) {
-        let mut left = self.left();
-        *left = Left { round: left.round, ..Left::default() };
+        self.renew(false);
     }
 
     /// From now on commands are left for the connection.
     fn begin(&self) {
+        self.renew(true);
+    }
+
+    fn renew(&self, is_open: bool) {
         let mut left = self.left();
-        *left = Left { is_open: true, round: left.round, ..Left::default() };
+        let (round, connects) = (left.round, left.connects);
+        *left = Left { is_open, round, connects, ..Left::default() };
     }
 
     /// What was left; and the round that a ping after it confirms, if somebody waits for it or `is_due`.
@@ -311,73 +325,6 @@ impl Link {
     }
 }
 
-/// A connection under way.
-struct Connection {
-    stream: Box<dyn Stream>,
-    read: BytesMut,
-    /// The rounds whose pongs are to come.
-    pings: VecDeque<u64>,
-    /// Whether anything came in since the last ping.
-    was_heard: bool,
-    traffic: Arc<Traffic>,
-}
-
-impl Connection {
-    /// Sends commands, and after them a ping if a round is to be confirmed.
-    async fn send(&mut self, mut commands: Vec<u8>, round: Option<u64>) -> io::Result<()> {
-        if let Some(round) = round {
-            commands.extend(b"PING\r\n");
-            self.pings.push_back(round);
-        }
-        if commands.is_empty() {
-            return Ok(());
-        }
-        self.traffic.sent(0, commands.len());
-        let sent = async {
-            self.stream.write_all(&commands).await?;
-            self.stream.flush().await
-        };
-        timeout(PATIENCE, sent).await?
-    }
-
-    /// Hands on what was read, up to a pong: returns the round that it confirms. `None` if all is handed on.
-    async fn receive(&mut self, receiver: &impl Receive) -> io::Result<Option<u64>> {
-        let (mut done, mut messages, mut is_pinged) = (0, 0, false);
-        let confirmed = loop {
-            let rest = self.read.get(done..).unwrap_or_default();
-            let Some((op, used)) = parse(rest).map_err(io::Error::other)? else { break None };
-            done += used;
-            match op {
-                Op::Message(message) => {
-                    messages += 1;
-                    receiver.receive(&message);
-                }
-                Op::Pong => {
-                    if let Some(round) = self.pings.pop_front() {
-                        break Some(round);
-                    }
-                }
-                Op::Ping => is_pinged = true,
-                Op::Refused(why) => tracing::error!(error = why, "NATS refuses something"),
-                Op::Info(_) | Op::Ok => {}
-            }
-        };
-        self.traffic.received(messages, done);
-        self.read.advance(done);
-        self.read.reserve(BUFFER / 2);
-        if is_pinged {
-            self.send(b"PONG\r\n".to_vec(), None).await?;
-        }
-        Ok(confirmed)
-    }
-}
-
-/// Writes the command that subscribes under a number.
-pub fn subscribe(commands: &mut Vec<u8>, sid: u64, subject: &str) {
-    // Writing to memory can't fail.
-    let _ = write!(commands, "SUB {subject} {sid}\r\n");
-}
-
 #[cfg(test)]
 mod tests {
     use std::{
@@ -385,9 +332,10 @@ mod tests {
         task::{Context, Poll, ready},
     };
 
+    use bytes::BytesMut;
     use tokio::{
-        io::{AsyncRead, AsyncWrite, ReadBuf},
-        task::consume_budget,
+        io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, duplex},
+        task::{consume_budget, yield_now},
     };
 
     use super::*;
@@ -435,6 +383,36 @@ mod tests {
             self.0.notify_one();
         }
         fn lost(&self) {}
+    }
+
+    #[tokio::test]
+    async fn what_is_meant_for_one_connection_is_sent_on_no_other() {
+        const MESSAGE: &[u8] = b"PUB a 2\r\nhi\r\n";
+        let (link, looks) = (Link::new("test"), Looks::default());
+        let is_sent = |connect| link.send_on(connect, 1, MESSAGE.to_vec());
+        for connect in 1..=2 {
+            let (mut server, client) = duplex(1024);
+            let stream = Box::new(client);
+            let opened = Opened { stream, read: BytesMut::new(), max_payload: 9 };
+            let mut said = vec![0; b"PING\r\n".len() + MESSAGE.len()];
+            let talk = async {
+                server.read_exact(&mut said[..6]).await.unwrap();
+                assert!(!is_sent(connect), "it is not confirmed yet");
+                server.write_all(b"PONG\r\n").await.unwrap();
+                while link.connects() < connect {
+                    yield_now().await;
+                }
+                assert!(!is_sent(connect - 1) && is_sent(connect) && !is_sent(connect + 1));
+                server.read_exact(&mut said[6..]).await.unwrap();
+            };
+            tokio::select! {
+                error = link.serve(opened, &looks) => panic!("{error}"),
+                talked = timeout(Duration::from_secs(30), talk) => talked.expect("it says nothing"),
+            }
+            assert_eq!(said, [b"PING\r\n", MESSAGE].concat());
+            link.end();
+            assert!(!is_sent(connect), "it is gone");
+        }
     }
 
     #[tokio::test]
