@@ -36,6 +36,7 @@ pub mod report;
 pub mod returner;
 pub mod sender;
 pub mod shared;
+pub mod slowdown;
 pub mod stats;
 pub mod storm;
 pub mod traced;
@@ -56,7 +57,9 @@ pub async fn run(args: &Args) -> Result<Report> {
     files::allow(args.most_connections())?;
     let mut parts =
         if args.url.is_empty() { Some(Box::pin(Parts::start(args)).await?) } else { None };
+    let probe = slowdown::Probe::start()?;
     let (outcome, mut notes) = measure(args, parts.as_mut()).await?;
+    notes.extend(probe.end());
     if let Some(parts) = parts {
         notes.extend(parts.stop().await?);
         notes.extend(autogroups::note());

@@ -1,11 +1,12 @@
 //! What a worker says to the rest of the service besides events: replies to gateways, dead letters.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 use async_nats::{
     HeaderMap,
     jetstream::{Context, message::PublishMessage},
 };
+use foldhash::{HashMap, HashMapExt};
 use herald_proto::{
     frame::Response,
     header,

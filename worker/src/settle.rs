@@ -8,13 +8,13 @@
 //! whoever takes a partition over publishes them again, under the same message ids.
 
 use std::{
-    collections::HashMap,
     num::NonZeroUsize,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
 use async_nats::jetstream;
+use foldhash::{HashMap, HashMapExt};
 use herald_proto::{
     clock::now_ms,
     frame::Response,

@@ -1,8 +1,7 @@
 //! What one batch works on: everything its frames need is remembered or looked up, changed in memory frame by frame, and
 //! written in one go.
 
-use std::collections::{HashMap, HashSet};
-
+use foldhash::{HashMap, HashMapExt, HashSet, HashSetExt};
 use herald_proto::{
     Chat, ClientMessageId, MessageId, Side, UserId,
     frame::{Event, EventBody, Request},

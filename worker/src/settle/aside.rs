@@ -1,7 +1,6 @@
 //! Puts frames that can't be applied for what is in them aside, so that they hold nothing up.
 
-use std::collections::HashMap;
-
+use foldhash::{HashMap, HashMapExt};
 use herald_proto::{
     clock::now_ms,
     frame::{Answer, Response},

@@ -1,9 +1,8 @@
 //! Where partitions stand, as far as this worker knows. The database decides: a batch is committed only if all of its
 //! partitions stand where this says.
 
-use std::collections::HashMap;
-
 use async_nats::jetstream;
+use foldhash::{HashMap, HashMapExt};
 use herald_proto::{clock::now_ms, subject};
 
 use crate::{

@@ -1,7 +1,6 @@
 //! One chat of a batch: what is stored of it, and what the batch's frames make of it.
 
-use std::collections::HashMap;
-
+use foldhash::{HashMap, HashMapExt};
 use herald_proto::{ClientMessageId, Side};
 
 use crate::{
