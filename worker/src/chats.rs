@@ -6,6 +6,7 @@
 
 use std::num::NonZeroUsize;
 
+use foldhash::fast::RandomState;
 use herald_proto::Chat;
 use lru::LruCache;
 
@@ -23,12 +24,12 @@ pub struct Remembered {
 }
 
 /// Chats by their members; the one that was not used for longest goes first.
-pub struct Chats(LruCache<Chat, (u64, Remembered)>);
+pub struct Chats(LruCache<Chat, (u64, Remembered), RandomState>);
 
 impl Chats {
     /// Room for that many chats.
     pub fn new(capacity: NonZeroUsize) -> Self {
-        Self(LruCache::new(capacity))
+        Self(LruCache::with_hasher(capacity, RandomState::default()))
     }
 
     /// Takes a chat out, if it was put in during this tenure.
