@@ -84,7 +84,7 @@ impl Publisher {
         capacity: usize,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let inbox = format!("{}.{:016x}", subject::GATEWAY_INBOX, fastrand::u64(..));
+        let inbox = subject::inbox(subject::GATEWAY_INBOX, fastrand::u64(..));
         let lanes = Mutex::new(Lanes::new(topology.partitions, capacity));
         Self { tap, topology, gateway, inbox, lanes, metrics }
     }

@@ -1,4 +1,4 @@
-//! A lean connection to NATS, for what comes in masses: requests, replies, live events, and what is read from logs.
+//! A lean connection to NATS, for what comes in masses: requests, replies, events on their way to logs and from them.
 //!
 //! `async-nats` gives each subscription a channel, which takes 6 KB of memory before anything is in it, and a task to
 //! empty it another 800 bytes: as much as all the rest of an idle session. And it takes a message's headers apart into
@@ -84,9 +84,9 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// How often its receiver is told that all is taken.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// The server has not confirmed what it was told.
+/// The server has not confirmed in time what it was told.
 #[derive(Debug, thiserror::Error)]
-#[error("confirm subscriptions: no answer in time")]
+#[error("NATS has not confirmed in time what it was told")]
 pub struct Silent;
 
 impl Link {
@@ -142,7 +142,9 @@ impl Link {
     /// on.
     pub fn send(&self, messages: usize, write: impl FnOnce(&mut Vec<u8>)) -> bool {
         let is_left = self.leave(write);
-        self.traffic.sent(if is_left { messages } else { 0 }, 0);
+        if is_left {
+            self.traffic.sent(messages, 0);
+        }
         is_left
     }
 
@@ -180,7 +182,8 @@ impl Link {
         is_open
     }
 
-    /// Waits until there is a connection, and the server has made every subscription that was asked for before.
+    /// Waits until there is a connection, and the server has done what it was told on it before: has made every
+    /// subscription that was asked for, has taken every message. Messages on a connection that breaks meanwhile are lost.
     ///
     /// # Errors
     /// If it takes long.
@@ -270,7 +273,7 @@ impl Link {
                 () = std::future::ready(()), if is_look_due => {}
                 () = self.arrived.notified() => {}
                 _ = ping.tick() => {
-                    connection.was_heard()?;
+                    connection.expect_heard()?;
                     is_ping_due = true;
                 }
             }

@@ -47,6 +47,11 @@ pub fn jumped_key(stream: u16) -> String {
     format!("jumped.{stream}")
 }
 
+/// Where answers to one connection come in, which no other knows; `role` is one of the prefixes above.
+pub fn inbox(role: &str, secret: u64) -> String {
+    format!("{role}.{secret:016x}")
+}
+
 /// One id as one token.
 pub fn token(id: &str) -> String {
     let mut token = String::with_capacity(id.len());

@@ -43,11 +43,24 @@ fn event(number: usize) -> Result<Outgoing> {
 
 /// Workers' way to the logs, as each of them has it.
 async fn logs(nats: SocketAddr, database: &Database) -> Result<(Events, Store, Arc<Link>)> {
-    let url = format!("nats://{nats}");
-    let flags = ["herald-worker", "run", "--nats-url", &url, "--database-url", database.url()];
-    let Command::Run(config) = Cli::try_parse_from(flags)?.command else {
-        anyhow::bail!("not the command run");
+    logs_by(nats, nats, database).await
+}
+
+/// The same, with events on a way of their own.
+async fn logs_by(
+    nats: SocketAddr,
+    link: SocketAddr,
+    database: &Database,
+) -> Result<(Events, Store, Arc<Link>)> {
+    let config = |nats: SocketAddr| {
+        let url = format!("nats://{nats}");
+        let flags = ["herald-worker", "run", "--nats-url", &url, "--database-url", database.url()];
+        match Cli::try_parse_from(flags)?.command {
+            Command::Run(config) => Ok(config),
+            _ => anyhow::bail!("not the command run"),
+        }
     };
+    let (config, by_link) = (config(nats)?, config(link)?);
     let store = Store::connect(database.url(), 2).await?;
     store.migrate().await?;
     let client = broker::connect(&config.broker, "test", subject::WORKER_INBOX).await?;
@@ -56,14 +69,14 @@ async fn logs(nats: SocketAddr, database: &Database) -> Result<(Events, Store, A
     let stop = CancellationToken::new();
     let metrics = Arc::new(Metrics::new(&mut Registry::new(), topology.partitions));
     let link = Arc::new(Link::new("test"));
-    let events =
-        Events::open(link.clone(), jetstream, topology, store.clone(), metrics, stop).await?;
+    let mut events = Events::open(link.clone(), jetstream, topology, store.clone(), metrics, stop);
     tokio::spawn({
-        let dialer = Dialer::new(&config.broker, "test events".into())?;
+        let dialer = Dialer::new(&by_link.broker, "test events".into())?;
         let (link, answers) = (link.clone(), events.answers());
         async move { link.run(dialer, answers.as_ref(), CancellationToken::new()).await }
     });
     link.confirmed().await?;
+    events.look_if_due().await?;
     Ok((events, store, link))
 }
 
@@ -111,6 +124,34 @@ async fn events_keep_their_order_when_the_connection_breaks_in_a_batch() -> Resu
     }
     let expected: Vec<String> = (0..EVENTS).map(|number| format!("e{number}")).collect();
     assert!(found == expected, "{} events, not in order", found.len());
+    Ok(())
+}
+
+/// A worker's other connection stays.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_without_a_connection_fail_at_once_and_come_once_it_is_back() -> Result<()> {
+    let nats = Broker::start().await?;
+    let proxy = Proxy::start(nats.address()).await?;
+    let database = Database::create(Backend::Sqlite).await?;
+    let (mut logs, _, link) = logs_by(nats.address(), proxy.address(), &database).await?;
+    logs.append(&[&event(0)?]).await?;
+    proxy.set(Mode::Cut);
+    eventually("the connection is lost", Duration::from_secs(30), async || {
+        ensure!(!link.is_connected(), "it is there");
+        Ok(())
+    })
+    .await?;
+    let error = logs.append(&[&event(1)?]).await.err().context("nothing has failed")?;
+    assert_eq!(error.to_string(), "append events: there is no connection");
+    proxy.set(Mode::Pass);
+    eventually("the event is published", Duration::from_secs(60), async || {
+        Ok(logs.append(&[&event(1)?]).await?)
+    })
+    .await?;
+    let jetstream = async_nats::jetstream::new(async_nats::connect(nats.url()).await?);
+    let stream = jetstream.get_stream(subject::events(0)).await?;
+    assert_eq!(stream.cached_info().state.messages, 2);
+    assert_eq!(stream.cached_info().state.last_sequence, 2, "no id was left out");
     Ok(())
 }
 

@@ -36,13 +36,13 @@ const GOODBYE: Duration = Duration::from_secs(2);
 const SETUP_TRIES: usize = 20;
 const SETUP_PAUSE: Duration = Duration::from_millis(500);
 
-/// Runs a worker until `stop`, then finishes what it has begun. `health` is where `/healthz` and `/readyz` are served.
+/// Runs a worker until `stop`, then finishes what it has begun. `listener` is where `/healthz` and `/readyz` are served.
 ///
 /// # Errors
 /// If it can't start: the broker or database can't be reached, the schema or the topology does not fit.
 pub async fn run(
     config: Config,
-    health: TcpListener,
+    listener: TcpListener,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     config.validate().map_err(anyhow::Error::msg)?;
@@ -80,34 +80,37 @@ pub async fn run(
     );
     let registry = Arc::new(registry);
     let publisher = Publisher::new(link.clone(), jetstream.clone(), metrics.clone());
-    let events = Events::open(
+    let mut events = Events::open(
         link.clone(),
         jetstream,
         topology,
         store.clone(),
         metrics.clone(),
         stop.clone(),
-    )
-    .await?;
+    );
 
     let (gone, settled) = (CancellationToken::new(), CancellationToken::new());
+    // Nothing is left behind, whatever fails from now on.
+    let _gone = gone.clone().drop_guard();
     let (tasks, around) = (TaskTracker::new(), TaskTracker::new());
     around.spawn({
         let (link, answers, gone) = (link.clone(), events.answers(), gone.clone());
         async move { link.run(dialer, answers.as_ref(), gone).await }
     });
     link.confirmed().await?;
+    events.look_if_due().await?;
     let me = config.name.clone();
     if let Some(settings) = config.otlp.settings("herald-worker", &me) {
         around.spawn(otlp::Exporter::new(registry.clone(), settings)?.run(gone.clone()));
     }
-    let probed = Health {
+    let health = Health {
         client: client.clone(),
         link: link.clone(),
         store: store.clone(),
         stop: stop.clone(),
     };
-    let serve = health::serve(health, probed, registry, gone.clone());
+    tasks.spawn(health.clone().watch());
+    let serve = health::serve(listener, health, registry, gone.clone());
     around.spawn(async move {
         if let Err(error) = serve.await {
             tracing::error!(%error, "the health endpoint failed");

@@ -75,24 +75,17 @@ const CLOCK_SKEW: Duration = Duration::from_secs(30);
 impl Events {
     /// The logs. Events go over `link`, which has to run with [`answers`](Self::answers). If a stream is gone, `stop` is
     /// cancelled: at its next start the worker makes it anew.
-    ///
-    /// # Errors
-    /// If the streams are missing, or can't be brought past what was given out before.
-    pub async fn open(
+    pub fn open(
         link: Arc<Link>,
         jetstream: Context,
         topology: Topology,
         store: Store,
         metrics: Arc<Metrics>,
         stop: CancellationToken,
-    ) -> Result<Self, Error> {
+    ) -> Self {
         let appender = Appender::new(link.clone());
-        let marks = Marks(Arc::default());
-        let looked_at = None;
-        let mut events =
-            Self { link, jetstream, topology, store, appender, marks, looked_at, metrics, stop };
-        events.look().await?;
-        Ok(events)
+        let (marks, looked_at) = (Marks(Arc::default()), None);
+        Self { link, jetstream, topology, store, appender, marks, looked_at, metrics, stop }
     }
 
     /// Who takes what comes over the link.
@@ -262,7 +255,7 @@ impl Events {
     /// jump if not. Returns the connection for which they do, as the link counts it.
     ///
     /// # Errors
-    /// If the broker or the database fails.
+    /// If the broker or the database fails, or a stream is missing.
     pub async fn look_if_due(&mut self) -> Result<u64, Error> {
         match self.looked_at {
             Some(connect) if connect == self.link.connects() => Ok(connect),

@@ -50,11 +50,8 @@ impl Publisher {
         Self { link, jetstream, metrics }
     }
 
-    /// Sends answers to the gateways that wait for them. A lost one is repaired by the client, which asks again.
-    ///
-    /// # Errors
-    /// If there is no connection.
-    pub fn replies(&self, answers: Vec<Answered>) -> Result<(), Error> {
+    /// Sends answers to the gateways that wait for them. A lost one is no failure: its client asks again.
+    pub fn replies(&self, answers: Vec<Answered>) {
         let mut by_gateway: HashMap<Arc<str>, Vec<Answered>> = HashMap::new();
         for answer in answers {
             by_gateway.entry(answer.gateway.clone()).or_default().push(answer);
@@ -63,14 +60,17 @@ impl Publisher {
             let subject = subject::reply(&gateway);
             for some in answers.chunks(REPLIES_PER_MESSAGE) {
                 let mut body = Vec::with_capacity(some.len() * USUAL);
-                serde_json::to_writer(&mut body, &Replies(some.iter().map(reply).collect()))
-                    .map_err(|error| Error::Unreadable("a reply", error))?;
-                if !self.link.send(1, |out| command::publish(out, &subject, &body)) {
-                    return Err(Error::broker("answer")("there is no connection"));
+                let replies = Replies(some.iter().map(reply).collect());
+                let is_sent = serde_json::to_writer(&mut body, &replies).is_ok()
+                    && self.link.send(1, |out| command::publish(out, &subject, &body));
+                if !is_sent {
+                    tracing::warn!(
+                        herald.answers = some.len(),
+                        "there is no connection for answers, their clients will ask again"
+                    );
                 }
             }
         }
-        Ok(())
     }
 
     /// Puts a frame that can never be applied aside, with the reason.

@@ -315,9 +315,7 @@ impl Settler {
         }
         self.fences.moved(&changes.moves, &mut outbox);
         self.remember(frames, chats);
-        if let Err(error) = self.parts.publisher.replies(answers) {
-            tracing::warn!(%error, "answers were lost, their clients will ask again");
-        }
+        self.parts.publisher.replies(answers);
         failpoint::step("after-reply");
         Ok(())
     }

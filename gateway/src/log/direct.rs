@@ -93,7 +93,7 @@ impl Reads {
     /// Reads without a connection: [`run`](Self::run) makes one.
     #[allow(clippy::new_without_default)] // a default would hide that it has to run
     pub fn new() -> Self {
-        let inbox = format!("{}.{:016x}", subject::GATEWAY_INBOX, fastrand::u64(..));
+        let inbox = subject::inbox(subject::GATEWAY_INBOX, fastrand::u64(..));
         Self { link: Link::new("reads"), inbox, asked: Mutex::default() }
     }
 
@@ -303,7 +303,7 @@ mod tests {
     async fn without_a_connection_nobody_waits_for_long() {
         let (reads, begin) = (Reads::new(), tokio::time::Instant::now());
         let error = reads.get("EVENTS_0", &DirectGet::default()).await.unwrap_err();
-        assert_eq!(error.to_string(), "confirm subscriptions: no answer in time");
+        assert_eq!(error.to_string(), "NATS has not confirmed in time what it was told");
         assert!(begin.elapsed() <= PATIENCE, "{:?}", begin.elapsed());
     }
 

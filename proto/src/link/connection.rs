@@ -51,7 +51,7 @@ impl Connection {
     }
 
     /// An error if nothing has come in since this was asked last.
-    pub(super) fn was_heard(&mut self) -> io::Result<()> {
+    pub(super) fn expect_heard(&mut self) -> io::Result<()> {
         match std::mem::take(&mut self.was_heard) {
             true => Ok(()),
             false => Err(io::ErrorKind::TimedOut.into()),

@@ -38,11 +38,13 @@ impl Probe {
         let stopped = stop.clone();
         let work = move || {
             let mut took = Vec::new();
-            while !stopped.load(Relaxed) {
+            loop {
                 took.extend(piece());
+                if stopped.load(Relaxed) {
+                    return took;
+                }
                 thread::sleep(EVERY);
             }
-            took
         };
         let thread = thread::Builder::new().name("slowdown".into()).spawn(work);
         Ok(Self { stop, thread: thread.context("a thread that watches the machine's speed")? })
@@ -101,9 +103,8 @@ mod tests {
     #[test]
     fn a_probe_works_until_it_is_ended() {
         let probe = Probe::start().unwrap();
-        thread::sleep(EVERY * 3);
         probe.stop.store(true, Relaxed);
         let took = probe.thread.join().unwrap();
-        assert!(took.len() > 1 && took.iter().all(|took| !took.is_zero()), "{took:?}");
+        assert!(!took.is_empty() && took.iter().all(|took| !took.is_zero()), "{took:?}");
     }
 }

@@ -93,7 +93,7 @@ const USUAL: usize = 640;
 impl Appender {
     /// An appender that sends over `link`, which has to run with its [`answers`](Self::answers).
     pub(super) fn new(link: Arc<Link>) -> Self {
-        let inbox = format!("{}.{:016x}", subject::WORKER_INBOX, fastrand::u64(..));
+        let inbox = subject::inbox(subject::WORKER_INBOX, fastrand::u64(..));
         let name = format!("{:016x}", fastrand::u64(..));
         Self {
             link,

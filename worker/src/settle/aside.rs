@@ -78,6 +78,7 @@ impl Settler {
         let response = Response { id, timestamp: now_ms(), answer: Answer::Failed(error) };
         self.parts.metrics.settled(frame, &response.answer);
         let (gateway, session) = (frame.gateway.clone(), frame.command.session);
-        self.parts.publisher.replies(vec![Answered { gateway, session, response }])
+        self.parts.publisher.replies(vec![Answered { gateway, session, response }]);
+        Ok(())
     }
 }
