@@ -130,40 +130,23 @@ impl Link {
     /// Subscribes under a number of the caller's. Without a connection nothing is done: the next one begins with all
     /// subscriptions.
     pub fn subscribe(&self, sid: u64, subject: &str) {
-        self.leave(|commands| command::subscribe(commands, sid, subject));
+        self.leave(|left| left.is_open, 0, |commands| command::subscribe(commands, sid, subject));
     }
 
     /// Ends a subscription.
     pub fn unsubscribe(&self, sid: u64) {
-        self.leave(|commands| command::unsubscribe(commands, sid));
+        self.leave(|left| left.is_open, 0, |commands| command::unsubscribe(commands, sid));
     }
 
     /// Sends so many messages, which `write` writes with [`command`]; returns whether there is a connection to send them
     /// on.
     pub fn send(&self, messages: usize, write: impl FnOnce(&mut Vec<u8>)) -> bool {
-        let is_left = self.leave(write);
-        if is_left {
-            self.traffic.sent(messages, 0);
-        }
-        is_left
+        self.leave(|left| left.is_open, messages, write)
     }
 
-    /// Sends so many messages on the connection that [`connects`](Self::connects) counted as this one, and on no later
-    /// one; returns whether it is there.
-    pub fn send_on(&self, connect: u64, messages: usize, commands: Vec<u8>) -> bool {
-        let mut left = self.left();
-        let is_there = left.is_confirmed && left.connects == connect;
-        if is_there {
-            if left.commands.is_empty() {
-                left.commands = commands;
-            } else {
-                left.commands.extend(commands);
-            }
-            drop(left);
-            self.arrived.notify_one();
-            self.traffic.sent(messages, 0);
-        }
-        is_there
+    /// The same, but only on the connection that [`connects`](Self::connects) counted as this one, and on no later one.
+    pub fn send_on(&self, connect: u64, messages: usize, write: impl FnOnce(&mut Vec<u8>)) -> bool {
+        self.leave(|left| left.is_confirmed && left.connects == connect, messages, write)
     }
 
     /// Has the connection's task ask its receiver for what is due.
@@ -171,15 +154,21 @@ impl Link {
         self.arrived.notify_one();
     }
 
-    fn leave(&self, write: impl FnOnce(&mut Vec<u8>)) -> bool {
+    fn leave(
+        &self,
+        is_right: impl FnOnce(&Left) -> bool,
+        messages: usize,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> bool {
         let mut left = self.left();
-        let is_open = left.is_open;
-        if is_open {
-            write(&mut left.commands);
-            drop(left);
-            self.arrived.notify_one();
+        if !is_right(&left) {
+            return false;
         }
-        is_open
+        write(&mut left.commands);
+        drop(left);
+        self.arrived.notify_one();
+        self.traffic.sent(messages, 0);
+        true
     }
 
     /// Waits until there is a connection, and the server has done what it was told on it before: has made every
@@ -329,107 +318,4 @@ impl Link {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{
-        pin::{Pin, pin},
-        task::{Context, Poll, ready},
-    };
-
-    use bytes::BytesMut;
-    use tokio::{
-        io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, duplex},
-        task::{consume_budget, yield_now},
-    };
-
-    use super::*;
-
-    /// Has a message whenever it is read; lets other tasks have their turn, as tokio's own do.
-    struct Endless;
-
-    impl AsyncRead for Endless {
-        fn poll_read(
-            self: Pin<&mut Self>,
-            context: &mut Context<'_>,
-            buffer: &mut ReadBuf<'_>,
-        ) -> Poll<io::Result<()>> {
-            ready!(pin!(consume_budget()).poll(context));
-            buffer.put_slice(b"MSG a 1 2\r\nhi\r\n");
-            Poll::Ready(Ok(()))
-        }
-    }
-
-    impl AsyncWrite for Endless {
-        fn poll_write(
-            self: Pin<&mut Self>,
-            _: &mut Context<'_>,
-            bytes: &[u8],
-        ) -> Poll<io::Result<usize>> {
-            Poll::Ready(Ok(bytes.len()))
-        }
-
-        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Ready(Ok(()))
-        }
-
-        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Ready(Ok(()))
-        }
-    }
-
-    #[derive(Default)]
-    struct Looks(Notify);
-
-    impl Receive for Looks {
-        fn subscribe(&self, _: &mut Vec<u8>) {}
-        fn receive(&self, _: &Message<'_>) {}
-        fn quiet(&self) {
-            self.0.notify_one();
-        }
-        fn lost(&self) {}
-    }
-
-    #[tokio::test]
-    async fn what_is_meant_for_one_connection_is_sent_on_no_other() {
-        const MESSAGE: &[u8] = b"PUB a 2\r\nhi\r\n";
-        let (link, looks) = (Link::new("test"), Looks::default());
-        let is_sent = |connect| link.send_on(connect, 1, MESSAGE.to_vec());
-        for connect in 1..=2 {
-            let (mut server, client) = duplex(1024);
-            let stream = Box::new(client);
-            let opened = Opened { stream, read: BytesMut::new(), max_payload: 9 };
-            let mut said = vec![0; b"PING\r\n".len() + MESSAGE.len()];
-            let talk = async {
-                server.read_exact(&mut said[..6]).await.unwrap();
-                assert!(!is_sent(connect), "it is not confirmed yet");
-                server.write_all(b"PONG\r\n").await.unwrap();
-                while link.connects() < connect {
-                    yield_now().await;
-                }
-                assert!(!is_sent(connect - 1) && is_sent(connect) && !is_sent(connect + 1));
-                server.read_exact(&mut said[6..]).await.unwrap();
-            };
-            tokio::select! {
-                error = link.serve(opened, &looks) => panic!("{error}"),
-                talked = timeout(Duration::from_secs(30), talk) => talked.expect("it says nothing"),
-            }
-            assert_eq!(said, [b"PING\r\n", MESSAGE].concat());
-            link.end();
-            assert!(!is_sent(connect), "it is gone");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_receiver_has_its_look_however_much_comes_in() {
-        let (link, looks) = (Link::new("test"), Looks::default());
-        let opened = Opened { stream: Box::new(Endless), read: BytesMut::new(), max_payload: 9 };
-        let looked = async {
-            for _ in 0..3 {
-                looks.0.notified().await;
-            }
-        };
-        tokio::select! {
-            error = link.serve(opened, &looks) => panic!("{error}"),
-            looked = timeout(Duration::from_secs(30), looked) => looked.expect("it never looks"),
-        }
-    }
-}
+mod tests;

@@ -120,14 +120,16 @@ impl Appender {
         let first = self.batches;
         self.batches += batches.len() as u64;
         let messages = batches.iter().map(Vec::len).sum();
-        let mut commands = Vec::with_capacity(messages * USUAL);
-        for (id, batch) in (first..).zip(batches) {
-            self.answers.write(&mut commands, id, batch);
-        }
         let (outcome, pending) = oneshot::channel();
         let sizes = batches.iter().map(|batch| Batch { size: batch.len() as u64, end: None });
         *self.answers.underway() = Some(Underway { first, batches: sizes.collect(), outcome });
-        if !self.link.send_on(connect, messages, commands) {
+        let is_sent = self.link.send_on(connect, messages, |out| {
+            out.reserve(messages * USUAL);
+            for (id, batch) in (first..).zip(batches) {
+                self.answers.write(out, id, batch);
+            }
+        });
+        if !is_sent {
             return Err(Error::broker(WHAT)("there is no connection"));
         }
         Ok(Pending { outcome: pending, sent_at: Instant::now() })
