@@ -32,7 +32,7 @@ use crate::{
     leases::Leases,
     log::{EventLog, Reads},
     metrics::{Metrics, Stage},
-    presence::{Announcer, Presence, announcer::TELLING},
+    presence::{Announcer, Marks, Presence, announcer::TELLING},
     publisher::Publisher,
     registry::Registry,
     routes,
@@ -118,7 +118,6 @@ pub async fn run(
         let (log, gone) = (log.clone(), gone.clone());
         async move { flusher.flush_until(log, gone).await }
     });
-    let contacts = Contacts::new(client.clone());
     let announcer = Announcer {
         presence: presence.clone(),
         client: client.clone(),
@@ -126,10 +125,10 @@ pub async fn run(
         jetstream: jetstream.clone(),
         sessions: Announcer::bucket(&jetstream).await?,
         log: log.clone(),
-        contacts: contacts.clone(),
+        contacts: Contacts::new(client.clone()),
         leases: leases.clone(),
         metrics: metrics.clone(),
-        marks: Announcer::marks(),
+        marks: Marks::default(),
         telling: Arc::new(Semaphore::new(TELLING)),
     };
     let publisher = Arc::new(Publisher::new(
@@ -170,7 +169,6 @@ pub async fn run(
         registry: registry.clone(),
         tap: tap.clone(),
         presence: presence.clone(),
-        contacts,
         drain: stop.clone(),
         cut: cut.clone(),
         tasks: sessions.clone(),

@@ -16,8 +16,10 @@ use herald_proto::UserId;
 use tokio::sync::Notify;
 
 pub mod announcer;
+pub mod marks;
 
 pub use announcer::Announcer;
+pub use marks::Marks;
 
 /// Where sessions tell that they come and go. Clones share it.
 #[derive(Clone)]

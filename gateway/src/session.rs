@@ -29,7 +29,6 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     config::Limits,
-    contacts::Contacts,
     cursors::Cursors,
     door::Door,
     error::Error,
@@ -86,8 +85,6 @@ pub struct Shared {
     pub tap: Arc<Link>,
     /// Who is told that users come and go.
     pub presence: Presence,
-    /// Whom to tell.
-    pub contacts: Contacts,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Cancelled when the gateway drains.

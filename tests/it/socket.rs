@@ -11,7 +11,6 @@ use clap::Parser as _;
 use futures::{SinkExt as _, StreamExt as _};
 use herald_gateway::{
     config::Config,
-    contacts::Contacts,
     cursors::Cursors,
     door::Door,
     log::{EventLog, Reads},
@@ -66,7 +65,7 @@ async fn session(cluster: &Cluster, bytes: usize) -> Result<WebSocketStream<Dupl
     let shared = Arc::new(Shared {
         gateway: gateway.clone(),
         limits: Arc::new(config.limits.clone()),
-        client: client.clone(),
+        client,
         log: EventLog::open(reads, context.clone(), topology, Gauge::default()).await?,
         cursors: Cursors::new(),
         publisher,
@@ -77,7 +76,6 @@ async fn session(cluster: &Cluster, bytes: usize) -> Result<WebSocketStream<Dupl
         registry,
         tap,
         presence: Presence::new(config.grace),
-        contacts: Contacts::new(client),
         drain: CancellationToken::new(),
         cut: CancellationToken::new(),
         tasks: TaskTracker::new(),

@@ -76,7 +76,10 @@ const MOST: usize = 2048;
 /// to their clients.
 const AT_A_TIME: usize = 16;
 /// How many are served from what is kept before others have their turn.
-const SERVED_AT_A_TIME: usize = 64;
+const SERVED_AT_A_TIME: usize = 16;
+/// How much of what is not needed any more is given back at a time, in events, and how long others have until the next.
+const FORGOTTEN_AT_A_TIME: usize = 256;
+const PAUSE: Duration = Duration::from_millis(2);
 /// How many events are read at once: while the broker reads a stream, it takes nothing new for it.
 const READ_AT_A_TIME: usize = 256;
 /// The part of the time that a read took for which the broker is left alone after it: those who chat need it too.
@@ -331,18 +334,23 @@ impl Drop for Reading<'_> {
     }
 }
 
-/// Forgets what was kept. To give so much memory back takes long: others must not wait for it.
+/// Forgets what was kept. To give so much memory back takes long, and keeps whoever needs some waiting, on other threads too.
 fn forget(tail: &mut Tail) {
-    let all = std::mem::take(tail);
-    tokio::task::spawn_blocking(move || drop(all));
+    let mut all = std::mem::take(tail);
+    tokio::spawn(async move {
+        while all.shrink(FORGOTTEN_AT_A_TIME) {
+            sleep(PAUSE).await;
+        }
+    });
 }
 
 /// Gives each reader its events of those that are kept.
 async fn serve(tail: &Tail, readers: &mut Readers) {
+    let mut rests = Rests::begin();
     for (count, reader) in (1..).zip(readers.values_mut().flatten()) {
         tail.of(&reader.subject.clone(), reader.after.0).for_each(|event| reader.take(event));
         if count % SERVED_AT_A_TIME == 0 {
-            tokio::task::yield_now().await;
+            rests.rest().await;
         }
     }
 }

@@ -92,6 +92,12 @@ impl Tail {
         true
     }
 
+    /// Gives back so many of the oldest events; returns whether any are left. After it nothing can be read from it.
+    pub(super) fn shrink(&mut self, count: usize) -> bool {
+        (0..count).for_each(|_| self.drop_oldest());
+        !self.events.is_empty()
+    }
+
     /// A subject's events, from the first one at or after `from` on.
     pub(super) fn of(&self, subject: &str, from: u64) -> impl Iterator<Item = &Stored> {
         let sequences = self.by_subject.get(subject).into_iter().flatten();

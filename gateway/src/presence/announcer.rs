@@ -21,7 +21,10 @@ use serde_json::value::to_raw_value;
 use tokio::{sync::Semaphore, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::{Announced, Due, Presence};
+use super::{
+    Announced, Due, Presence,
+    marks::{self, Marks},
+};
 use crate::{
     contacts::Contacts,
     error::Error,
@@ -50,14 +53,11 @@ pub struct Announcer {
     pub leases: Leases,
     /// What is counted.
     pub metrics: Arc<Metrics>,
-    /// The revisions of the marks that this gateway has left, while they stay.
+    /// The marks that this gateway has left.
     pub marks: Marks,
     /// Bounds how many contacts are looked up at the same time.
     pub telling: Arc<Semaphore>,
 }
-
-/// Revisions by user.
-pub type Marks = moka::sync::Cache<UserId, u64>;
 
 /// Users looked after at the same time.
 const AT_ONCE: usize = 32;
@@ -71,12 +71,8 @@ const AGAIN: usize = 6;
 /// How often a user's key is tried to be written while others change.
 const TRIES: u32 = 8;
 const WRITE: &str = "write a user's key";
-/// The most marks that are remembered.
-const MARKS: u64 = 100_000;
 /// The header that says the last message of which subjects must be the expected one.
 const LAST_OF: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
-/// How long the mark of a removed key stays, for gateways to compare revisions.
-const MARK_TTL: Duration = Duration::from_secs(60);
 
 impl Announcer {
     /// Opens the bucket.
@@ -85,11 +81,6 @@ impl Announcer {
     /// If it is missing.
     pub async fn bucket(jetstream: &Context) -> Result<kv::Store, Error> {
         jetstream.get_key_value(subject::SESSIONS).await.map_err(Error::broker("open SESSIONS"))
-    }
-
-    /// No marks yet.
-    pub fn marks() -> Marks {
-        Marks::builder().max_capacity(MARKS).time_to_live(MARK_TTL).build()
     }
 
     /// Announces until told to stop. Then nobody goes offline any more: a draining gateway's users are about to come back
@@ -195,7 +186,7 @@ impl Announcer {
     /// Writes a user's key. Of gateways that come at the same time, one is the first.
     async fn announce_at(&self, user: &UserId, key: &str) -> Result<Announced, Error> {
         // Most have no keys, or only the mark of one that was removed here: nothing is read for them.
-        let (mut last, mut is_alone) = (self.marks.remove(user).unwrap_or(0), true);
+        let (mut last, mut is_alone) = (self.marks.take(user).unwrap_or(0), true);
         for _ in 0..TRIES {
             if let Some(revision) = self.write(user, key, PublishMessage::build(), last).await? {
                 return Ok(Announced { revision, is_alone });
@@ -231,7 +222,7 @@ impl Announcer {
     /// Removes a key if it still stands at `revision`; returns whether it did, or another gateway was first.
     async fn remove(&self, key: &str, revision: u64) -> Result<bool, Error> {
         let Err(error) =
-            self.sessions.purge_expect_revision_with_ttl(key, revision, MARK_TTL).await
+            self.sessions.purge_expect_revision_with_ttl(key, revision, marks::TTL).await
         else {
             return Ok(true);
         };
@@ -335,7 +326,7 @@ fn removal() -> PublishMessage {
     PublishMessage::build()
         .header("KV-Operation", "PURGE")
         .header(async_nats::header::NATS_ROLLUP, "sub")
-        .header(async_nats::header::NATS_MESSAGE_TTL, MARK_TTL.as_secs().to_string())
+        .header(async_nats::header::NATS_MESSAGE_TTL, marks::TTL.as_secs().to_string())
 }
 
 /// Whether the broker refused a message because something was stored, or is being stored, that its sender did not know.

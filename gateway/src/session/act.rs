@@ -40,9 +40,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                     }
                     Output::Ping => messages.push(Message::Ping(bytes::Bytes::new())),
                     Output::Publish { id, sent_at, traceparent, request } => {
-                        if matches!(request, Request::New(_)) {
-                            self.shared.contacts.meet(&self.identity.user, request.peer());
-                        }
                         self.publish(id, (sent_at, traceparent), request, out);
                     }
                     Output::Typing(peer) => {
