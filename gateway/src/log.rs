@@ -22,6 +22,7 @@ mod alone;
 pub mod bucket;
 mod crowd;
 mod direct;
+mod scan;
 mod tail;
 
 pub use bucket::BucketKey;

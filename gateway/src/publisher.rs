@@ -239,8 +239,13 @@ mod tests {
     #[test]
     fn a_bundle_is_confirmed_by_its_place_in_the_stream_and_by_nothing_else() {
         let answer = |headers: &str, payload: &str| {
-            let message =
-                Message { sid: 1, subject: "i.0.1", headers, payload: payload.as_bytes() };
+            let message = Message {
+                sid: 1,
+                subject: "i.0.1",
+                reply: "",
+                headers,
+                payload: payload.as_bytes(),
+            };
             confirmed(&message).map_err(|error| error.to_string())
         };
         assert_eq!(answer("", r#"{"stream":"FRAMES", "seq":7}"#), Ok(()));

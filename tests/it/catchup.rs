@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use async_nats::jetstream::{self, Context, message::PublishMessage};
+use futures::{StreamExt as _, future::try_join_all};
 use herald_proto::{UserId, subject};
 use herald_tests::{
     Backend, Child, Cluster, Gateways, Options, Pair, eventually,
@@ -17,6 +18,7 @@ use herald_tests::{
     },
 };
 use serde_json::json;
+use tokio::time::timeout;
 
 /// How long everything together may take at most: far longer than it does.
 const GENEROUS: Duration = Duration::from_secs(120);
@@ -59,7 +61,7 @@ async fn fill(broker: &Context, user: &str, count: u64, size: usize) -> Result<(
 }
 
 /// Takes and acks events until message `last`, each after the one before it; `look` sees each message's number.
-async fn drain(
+pub(crate) async fn drain(
     connection: &mut Connection,
     last: u64,
     look: impl FnMut(u64) -> Result<()>,
@@ -96,7 +98,7 @@ async fn drain_after(
         }
         Ok(prev)
     };
-    let taken = tokio::time::timeout(GENEROUS, take).await;
+    let taken = timeout(GENEROUS, take).await;
     taken.context("not all events came in time")?
 }
 
@@ -196,6 +198,47 @@ async fn events_larger_than_what_is_read_at_once_come_too() -> Result<()> {
     fill(&broker, "away", 10, 300_000).await?;
     let mut device = Connection::connect(&url, "away", "default").await?;
     drain(&mut device, 10, |_| Ok(())).await
+}
+
+/// Devices that come back at once, and for which events wait that lie among each other's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_crowd_that_comes_back_each_gets_its_own_events_and_no_consumer_is_left() -> Result<()>
+{
+    let (cluster, gateway, broker) = gateway(&[]).await?;
+    let url = format!("ws://{}/ws", gateway.address);
+    let client = async_nats::connect(cluster.broker.url()).await?;
+    let advisories = "$JS.EVENT.ADVISORY.CONSUMER.CREATED.EVENTS_0.>";
+    let mut scans = client.subscribe(advisories).await?;
+    client.flush().await?;
+    let users: Vec<String> = (0..60).map(|n| format!("crowd-{n}")).collect();
+    for largest in [100, 300_000] {
+        for user in &users {
+            Connection::login(&url, user).await?.close().await;
+        }
+        for user in &users[..40] {
+            fill(&broker, user, 20, 100).await?;
+        }
+        // Once larger than what is read at once.
+        fill(&broker, "bystander", 1, largest).await?;
+        for user in &users[40..] {
+            fill(&broker, user, 20, 100).await?;
+        }
+        let come_back = users.iter().map(async |user| {
+            let mut device = Connection::connect(&url, user, "default").await?;
+            drain(&mut device, 20, |_| Ok(())).await.with_context(|| user.clone())?;
+            device.close().await;
+            anyhow::Ok(())
+        });
+        try_join_all(come_back).await?;
+        timeout(GENEROUS, scans.next()).await?.context("the log was not scanned")?;
+    }
+    let events = broker.get_stream(subject::events(0)).await?;
+    eventually("no consumer is left", Duration::from_secs(10), async || {
+        let left: Vec<_> = events.consumer_names().collect().await;
+        ensure!(left.is_empty(), "{left:?}");
+        Ok(())
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,11 +8,12 @@ use futures::future::try_join_all;
 use herald_proto::subject;
 use herald_tests::{
     Backend, Broker, Cluster, Database, Deployed, Gateways, Options, Pair, broker::deployed::Role,
+    load::connection::Connection,
 };
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use crate::cycle;
+use crate::{catchup::drain, cycle};
 
 /// How long a refusal may take to come.
 const REFUSAL: Duration = Duration::from_secs(10);
@@ -87,10 +88,37 @@ async fn a_lost_event_stream(deployed: &Deployed, cluster: &mut Cluster) -> Resu
     Ok(())
 }
 
+/// Devices that come back at once have their log read together.
+async fn a_crowd_comes_back(cluster: &Cluster) -> Result<()> {
+    const EACH: u64 = 16;
+    let url = cluster.url(0)?;
+    let users: Vec<String> = (0..20).map(|n| format!("crowd-{n}")).collect();
+    for user in &users {
+        Connection::login(&url, user).await?.close().await;
+    }
+    let fill = users.iter().map(async |user| {
+        let mut writer = cluster.connect(&format!("writes-to-{user}")).await?;
+        for n in 0..EACH {
+            let message =
+                json!({"chatId": user, "clientMessageId": n.to_string(), "message": "hi"});
+            let answer = writer.request("new", message).await?;
+            ensure!(answer.get("error").is_none(), "{answer}");
+        }
+        anyhow::Ok(())
+    });
+    try_join_all(fill).await?;
+    let come_back = users.iter().map(async |user| {
+        let mut device = Connection::connect(&url, user, "default").await?;
+        drain(&mut device, EACH, |_| Ok(())).await.with_context(|| user.clone())
+    });
+    try_join_all(come_back).await.map(drop)
+}
+
 async fn works(overlay: &str, replicas: usize) -> Result<()> {
     let (deployed, mut cluster) = started(overlay, Backend::Postgres).await?;
     assert_eq!(cluster.peers.len() + 1, replicas);
     everything(&mut cluster).await?;
+    a_crowd_comes_back(&cluster).await?;
     a_lost_event_stream(&deployed, &mut cluster).await?;
     let servers: Vec<&Broker> = std::iter::once(&cluster.broker).chain(&cluster.peers).collect();
     assert_eq!(Deployed::violations(&servers)?, Vec::<String>::new(), "nothing was refused");
@@ -202,7 +230,10 @@ async fn nats_lets_each_role_do_its_own_work_and_nothing_else() -> Result<()> {
             "$JS.API.STREAM.DELETE.EVENTS_0",
             "$JS.API.STREAM.PURGE.EVENTS_0",
             "$JS.API.STREAM.MSG.DELETE.EVENTS_0",
-            "$JS.API.CONSUMER.CREATE.EVENTS_0.spy",
+            "$JS.API.CONSUMER.CREATE.EVENTS_0.spy.reply.0",
+            "$JS.API.CONSUMER.DURABLE.CREATE.EVENTS_0.spy",
+            "$JS.API.CONSUMER.INFO.EVENTS_0.spy",
+            "$JS.API.CONSUMER.LIST.EVENTS_0",
             "$JS.API.CONSUMER.CREATE.KV_TOPOLOGY.spy",
             // What workers say.
             "events.0.User1",

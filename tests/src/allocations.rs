@@ -14,6 +14,8 @@ use crate::{
     load::{
         args::Args,
         chat::{self, Chat, LOOK},
+        slowdown::Slowdowns,
+        target::Target,
     },
 };
 
@@ -119,7 +121,8 @@ async fn clients(plan: Plan, url: &str) -> Result<Chat> {
     let mode = if plan.receipts { "cycle" } else { "new" };
     let args = ["load", "--url", url, "--pairs", "1", "--in-flight", &in_flight, "--mode", mode];
     let args = Args::try_parse_from(args)?;
-    let chat = Chat::begin(&args, &args.url, chat::pairs(&args)).await?;
+    let target = Target::new(&args, None, Slowdowns::default());
+    let chat = Chat::begin(&args, &target, chat::pairs(&args)).await?;
     chat.shared.stop_sending();
     chat.settle().await;
     Ok(chat)

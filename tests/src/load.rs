@@ -31,6 +31,7 @@ pub mod login;
 pub mod metronome;
 pub mod pace;
 pub mod parts;
+pub mod probe;
 pub mod recipient;
 pub mod report;
 pub mod returner;
@@ -39,6 +40,7 @@ pub mod shared;
 pub mod slowdown;
 pub mod stats;
 pub mod storm;
+pub mod target;
 pub mod traced;
 pub mod traffic;
 pub mod usage;
@@ -46,8 +48,10 @@ pub mod wire;
 
 use args::{Args, Mode};
 use parts::Parts;
+use probe::Probe;
 use report::{Outcome, Report};
-use usage::Watched;
+use slowdown::Slowdowns;
+use target::Target;
 
 /// Does what the flags say and returns the result, which is also written to `--json`.
 ///
@@ -57,9 +61,11 @@ pub async fn run(args: &Args) -> Result<Report> {
     files::allow(args.most_connections())?;
     let mut parts =
         if args.url.is_empty() { Some(Box::pin(Parts::start(args)).await?) } else { None };
-    let probe = slowdown::Probe::start()?;
-    let (outcome, mut notes) = measure(args, parts.as_mut()).await?;
-    notes.extend(probe.end());
+    let slowdowns = Slowdowns::default();
+    let probe = Probe::start(&slowdowns)?;
+    let (outcome, mut notes) = measure(args, parts.as_mut(), &slowdowns).await?;
+    drop(probe);
+    notes.extend(slowdowns.note());
     if let Some(parts) = parts {
         notes.extend(parts.stop().await?);
         notes.extend(autogroups::note());
@@ -73,47 +79,37 @@ pub async fn run(args: &Args) -> Result<Report> {
 }
 
 /// What came of it, and what else is worth knowing.
-async fn measure(args: &Args, parts: Option<&mut Parts>) -> Result<(Outcome, Vec<String>)> {
-    let urls = parts.as_ref().map_or(args.url.as_slice(), |parts| parts.urls()).to_vec();
-    let watched = watched(args, parts.as_deref());
+async fn measure(
+    args: &Args,
+    parts: Option<&mut Parts>,
+    slowdowns: &Slowdowns,
+) -> Result<(Outcome, Vec<String>)> {
+    let target = Target::new(args, parts.as_deref(), slowdowns.clone());
     let outcome = match args.mode {
-        Mode::Cycle | Mode::New => Outcome::Traffic(traffic::run(args, &urls, &watched).await?),
-        Mode::Idle => Outcome::Idle(idle::run(args, &urls, &watched).await?),
-        Mode::Storm => Outcome::Measured(storm::run(args, &urls, &watched).await?),
-        Mode::Reconnect | Mode::CatchUp => {
-            Outcome::Measured(comeback::run(args, &urls, &watched).await?)
-        }
+        Mode::Cycle | Mode::New => Outcome::Traffic(traffic::run(args, &target).await?),
+        Mode::Idle => Outcome::Idle(idle::run(args, &target).await?),
+        Mode::Storm => Outcome::Measured(storm::run(args, &target).await?),
+        Mode::Reconnect | Mode::CatchUp => Outcome::Measured(comeback::run(args, &target).await?),
         Mode::Backlog => {
             let parts =
                 parts.context("--mode backlog stops workers: it can't be used with --url")?;
-            Outcome::Measured(Box::pin(backlog::run(args, parts, &watched)).await?)
+            Outcome::Measured(Box::pin(backlog::run(args, parts, &target)).await?)
         }
-        Mode::GrowthUsers => Outcome::Measured(growth::users(args, &urls, &watched).await?),
+        Mode::GrowthUsers => Outcome::Measured(growth::users(args, &target).await?),
         Mode::GrowthChat => {
             let Some(database_url) =
                 parts.as_ref().map(|parts| parts.database_url()).or(args.database_url.as_deref())
             else {
                 bail!("--mode growth-chat fills the database: with --url it needs --database-url");
             };
-            Outcome::Measured(growth::chat(args, &urls, &watched, database_url).await?)
+            Outcome::Measured(growth::chat(args, &target, database_url).await?)
         }
         Mode::Tracing => {
             let parts =
                 parts.context("--mode tracing starts another one: it can't be used with --url")?;
-            let (measured, notes) = Box::pin(traced::run(args, parts)).await?;
+            let (measured, notes) = Box::pin(traced::run(args, parts, slowdowns)).await?;
             return Ok((Outcome::Measured(measured), notes));
         }
     };
     Ok((outcome, Vec::new()))
-}
-
-/// The processes to be measured, and this one.
-fn watched(args: &Args, parts: Option<&Parts>) -> Vec<Watched> {
-    let gateway = |pid: &u32| Watched::new(format!("gateway {pid}"), *pid);
-    let mut watched = match parts {
-        Some(parts) => parts.watched(),
-        None => args.gateway_pid.iter().map(gateway).collect(),
-    };
-    watched.push(Watched::new("load", std::process::id()));
-    watched
 }

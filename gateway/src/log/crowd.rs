@@ -19,7 +19,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{DirectGet, EventLog, Found, MAX_BYTES, Stored, tail::Tail};
+use super::{DirectGet, EventLog, Found, MAX_BYTES, Stored, scan::Scan, tail::Tail};
 use crate::{error::Error, turns::Rests};
 
 /// Who reads one stream.
@@ -284,6 +284,8 @@ impl EventLog {
         readers: &mut Readers,
     ) -> Result<(), Error> {
         let name = subject::events(stream);
+        // Begun when there is more than one answer holds: few events are not worth a consumer.
+        let (mut scan, mut may_scan): (Option<Scan<'_>>, _) = (None, true);
         while until.is_none_or(|until| tail.next() < until) {
             let request = DirectGet {
                 seq: Some(tail.next()),
@@ -292,7 +294,18 @@ impl EventLog {
                 ..DirectGet::default()
             };
             let began_at = Instant::now();
-            let mut found = self.reads.get(&name, &request).await?;
+            let found = match &mut scan {
+                Some(scan) => scan.next(READ_AT_A_TIME).await,
+                None => self.reads.get(&name, &request).await,
+            };
+            let mut found = match found {
+                Err(error) if scan.is_some() => {
+                    tracing::warn!(%error, "a log is read without a consumer");
+                    (scan, may_scan) = (None, false);
+                    continue;
+                }
+                found => found?,
+            };
             let (next, is_end) = cut(&mut found, until, tail.next());
             if is_end && until.is_some_and(|until| next < until) {
                 return Err(Error::broker("read a log")("a replica that lags has answered"));
@@ -304,6 +317,15 @@ impl EventLog {
                 return Ok(());
             }
             sleep(began_at.elapsed() / REST).await;
+            if scan.is_none() && may_scan {
+                match Scan::begin(&self.jetstream, &self.reads, name.clone(), next).await {
+                    Ok(begun) => scan = Some(begun),
+                    Err(error) => {
+                        tracing::warn!(%error, "a log is read without a consumer");
+                        may_scan = false;
+                    }
+                }
+            }
         }
         Ok(())
     }

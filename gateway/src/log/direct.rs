@@ -1,4 +1,5 @@
-//! Batched direct gets (ADR-31): messages of a stream, read from whichever replica answers.
+//! Batched direct gets (ADR-31): messages of a stream, read from whichever replica answers. And what a consumer delivers,
+//! for a [`Scan`](super::scan::Scan).
 
 use std::{
     collections::HashMap,
@@ -22,7 +23,7 @@ use serde::Serialize;
 use tokio::{sync::oneshot, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::bucket::REMOVALS;
+use super::{bucket::REMOVALS, scan::Delivery};
 use crate::{error::Error, metrics::Origin};
 
 /// What is asked for.
@@ -41,7 +42,7 @@ pub(super) struct DirectGet<'a> {
     pub(super) max_bytes: Option<usize>,
 }
 
-/// A message of a stream, as a direct get returns it.
+/// A message of a stream, as it was read.
 #[derive(Debug, Clone)]
 pub(super) struct Stored {
     pub(super) subject: Arc<str>,
@@ -54,7 +55,7 @@ pub(super) struct Stored {
     pub(super) pending: u64,
 }
 
-/// Direct gets, on a connection of their own.
+/// Reads, on a connection of their own.
 pub struct Reads {
     link: Link,
     /// What answers come under, each with its number.
@@ -67,15 +68,28 @@ pub struct Reads {
 struct Asked {
     last: u64,
     answers: HashMap<u64, Answer>,
+    /// By consumer, which of them is for what it delivers: such a message says no number.
+    deliveries: HashMap<String, u64>,
+}
+
+/// What an answer consists of.
+pub(super) enum Form {
+    /// A message alone, which no end follows.
+    One,
+    /// Messages up to an end.
+    Batch,
+    /// What a consumer delivers from its message `next` on: `most` messages, or fewer up to an end.
+    Delivered { consumer: String, next: u64, most: usize },
 }
 
 /// An answer on its way.
 struct Answer {
-    /// Whether it is a message alone, which no end follows.
-    is_one: bool,
+    form: Form,
     found: Vec<Stored>,
-    whole: oneshot::Sender<Result<Vec<Stored>, Error>>,
+    whole: oneshot::Sender<Whole>,
 }
+
+type Whole = Result<Vec<Stored>, Error>;
 
 /// Somebody waits for an answer; dropping it ends the waiting.
 struct Asking<'a> {
@@ -107,6 +121,12 @@ impl Reads {
         self.link.traffic()
     }
 
+    /// Tells the broker something, if there is a connection.
+    pub(super) fn tell(&self, write: impl FnOnce(&mut Vec<u8>)) {
+        // Nobody waits for an answer.
+        let _is_sent = self.link.send(1, write);
+    }
+
     /// Whether there is a connection.
     pub fn is_connected(&self) -> bool {
         self.link.is_connected()
@@ -126,24 +146,27 @@ impl Reads {
         stream: &str,
         request: &DirectGet<'_>,
     ) -> Result<Vec<Stored>, Error> {
+        let body = serde_json::to_vec(request).map_err(|_| Error::Unreadable("a direct get"))?;
+        let form = if request.batch.is_none() { Form::One } else { Form::Batch };
+        self.ask(form, &format!("$JS.API.DIRECT.GET.{stream}"), &body).await
+    }
+
+    /// Asks for what is answered in such a form.
+    pub(super) async fn ask(
+        &self,
+        form: Form,
+        subject: &str,
+        body: &[u8],
+    ) -> Result<Vec<Stored>, Error> {
         if !self.link.is_connected() {
             // It may come back, or come up, in a moment.
             self.link.confirmed().await?;
         }
-        let body = serde_json::to_vec(request).map_err(|_| Error::Unreadable("a direct get"))?;
         let (whole, answered) = oneshot::channel();
-        let number = {
-            let mut asked = self.asked();
-            asked.last += 1;
-            let number = asked.last;
-            let is_one = request.batch.is_none();
-            asked.answers.insert(number, Answer { is_one, found: Vec::new(), whole });
-            number
-        };
+        let number = self.asked().add(Answer { form, found: Vec::new(), whole });
         let _asking = Asking { reads: self, number };
         let reply = format!("{}.{number}", self.inbox);
-        let subject = format!("$JS.API.DIRECT.GET.{stream}");
-        let is_sent = self.link.send(1, |out| command::request(out, &subject, &reply, &body));
+        let is_sent = self.link.send(1, |out| command::request(out, subject, &reply, body));
         if !is_sent {
             return Err(Error::broker(WHAT)("there is no connection"));
         }
@@ -155,36 +178,66 @@ impl Reads {
     }
 }
 
+impl Asked {
+    /// Adds an answer to be waited for; returns its number.
+    fn add(&mut self, answer: Answer) -> u64 {
+        self.last += 1;
+        if let Form::Delivered { consumer, .. } = &answer.form {
+            self.deliveries.insert(consumer.clone(), self.last);
+        }
+        self.answers.insert(self.last, answer);
+        self.last
+    }
+
+    fn remove(&mut self, number: u64) -> Option<Answer> {
+        let answer = self.answers.remove(&number)?;
+        if let Form::Delivered { consumer, .. } = &answer.form {
+            self.deliveries.remove(consumer);
+        }
+        Some(answer)
+    }
+}
+
 impl Receive for Reads {
     fn subscribe(&self, commands: &mut Vec<u8>) {
         command::subscribe(commands, ANSWERS, &format!("{}.*", self.inbox));
     }
 
     fn receive(&self, message: &Message<'_>) {
-        let number = message.subject.rsplit_once('.').and_then(|(_, number)| number.parse().ok());
-        let Some(number) = number else { return };
         let mut asked = self.asked();
+        let delivery = Delivery::parse(message.reply);
+        let number = match &delivery {
+            Some(delivery) => asked.deliveries.get(delivery.consumer).copied(),
+            None => message.subject.rsplit_once('.').and_then(|(_, number)| number.parse().ok()),
+        };
         // One that nobody waits for any more is left.
+        let Some(number) = number else { return };
         let Some(answer) = asked.answers.get_mut(&number) else { return };
-        let whole = match answer.take(message) {
+        let taken = match &delivery {
+            Some(delivery) => answer.deliver(message, delivery),
+            None => answer.take(message),
+        };
+        let whole = match taken {
             Ok(false) => return,
             Ok(true) => Ok(std::mem::take(&mut answer.found)),
             Err(error) => Err(error),
         };
-        if let Some(answer) = asked.answers.remove(&number) {
+        if let Some(answer) = asked.remove(number) {
             // Nobody may wait for it any more.
             let _ = answer.whole.send(whole);
         }
     }
 
     fn lost(&self) {
-        self.asked().answers.clear();
+        let mut asked = self.asked();
+        asked.answers.clear();
+        asked.deliveries.clear();
     }
 }
 
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
-        self.reads.asked().answers.remove(&self.number);
+        self.reads.asked().remove(self.number);
     }
 }
 
@@ -214,6 +267,11 @@ impl Answer {
             None => {}
             // End of batch, and nothing found.
             Some(("204" | "404", _)) => return Ok(true),
+            // All that was asked for, or as much of it as may be read at once.
+            Some(("409", "Batch Completed")) => return Ok(true),
+            Some(("409", "Message Size Exceeds MaxBytes")) if !self.found.is_empty() => {
+                return Ok(true);
+            }
             Some((code, why)) => return Err(Error::broker(WHAT)(format!("{code} {why}"))),
         }
         let (Some(subject), Some(sequence)) = (subject, sequence) else {
@@ -229,7 +287,36 @@ impl Answer {
             payload: Bytes::copy_from_slice(payload),
             pending,
         });
-        Ok(self.is_one)
+        Ok(matches!(self.form, Form::One))
+    }
+
+    /// Takes what a consumer delivers; returns whether that is the end.
+    fn deliver(&mut self, message: &Message<'_>, delivery: &Delivery<'_>) -> Result<bool, Error> {
+        let Form::Delivered { next, most, .. } = self.form else {
+            return Err(Error::Unreadable("a delivered message"));
+        };
+        if delivery.number != next + self.found.len() as u64 {
+            return Err(Error::broker(WHAT)("a part of what was delivered was lost"));
+        }
+        let (mut message_id, mut traceparent, mut is_removed) = (None, None, false);
+        for (name, value) in protocol::fields(message.headers) {
+            match name {
+                header::MESSAGE_ID => message_id = Some(value),
+                header::TRACEPARENT => traceparent = value.parse().ok(),
+                _ => is_removed |= REMOVALS.contains(&name),
+            }
+        }
+        self.found.push(Stored {
+            subject: message.subject.into(),
+            sequence: delivery.sequence,
+            traceparent,
+            origin: Origin::of(message_id, traceparent),
+            is_removed,
+            // Copied, as above.
+            payload: Bytes::copy_from_slice(message.payload),
+            pending: delivery.pending,
+        });
+        Ok(self.found.len() == most || delivery.pending == 0)
     }
 }
 
@@ -238,7 +325,7 @@ mod tests {
     use super::*;
 
     fn message<'a>(headers: &'a str, payload: &'a [u8]) -> Message<'a> {
-        Message { sid: 1, subject: "inbox.1", headers, payload }
+        Message { sid: 1, subject: "inbox.1", reply: "", headers, payload }
     }
 
     fn part(sequence: u64, before: u64, more: &str) -> String {
@@ -249,7 +336,7 @@ mod tests {
     }
 
     fn answer() -> Answer {
-        Answer { is_one: false, found: Vec::new(), whole: oneshot::channel().0 }
+        Answer { form: Form::Batch, found: Vec::new(), whole: oneshot::channel().0 }
     }
 
     #[test]
@@ -271,11 +358,11 @@ mod tests {
     #[test]
     fn a_message_alone_is_the_whole_answer() {
         let headers = "NATS/1.0\r\nNats-Subject: events.0.a\r\nNats-Sequence: 5\r\n\r\n";
-        let mut alone = Answer { is_one: true, ..answer() };
+        let mut alone = Answer { form: Form::One, ..answer() };
         assert!(alone.take(&message(headers, b"one")).unwrap());
         assert_eq!(alone.found.iter().map(|found| found.sequence).collect::<Vec<_>>(), [5]);
         let nothing = message("NATS/1.0 404 Message Not Found\r\n\r\n", b"");
-        assert!(Answer { is_one: true, ..answer() }.take(&nothing).unwrap());
+        assert!(Answer { form: Form::One, ..answer() }.take(&nothing).unwrap());
     }
 
     #[test]
@@ -286,6 +373,81 @@ mod tests {
         let mut lost = answer();
         let end = "NATS/1.0 204 EOB\r\nNats-Last-Sequence: 8\r\n\r\n";
         assert!(lost.take(&message(end, b"")).is_err());
+    }
+
+    fn delivered<'a>(reply: &'a str, payload: &'a [u8]) -> Message<'a> {
+        let headers = "NATS/1.0\r\nNats-Msg-Id: 17f-7-2001-18bdbd12a01\r\n\r\n";
+        Message { sid: 1, subject: "events.0.a", reply, headers, payload }
+    }
+
+    fn delivery(reads: &Reads, next: u64, most: usize) -> oneshot::Receiver<Whole> {
+        let (whole, answered) = oneshot::channel();
+        let form = Form::Delivered { consumer: "scan-1".into(), next, most };
+        reads.asked().add(Answer { form, found: Vec::new(), whole });
+        answered
+    }
+
+    fn sequences(answered: &mut oneshot::Receiver<Whole>) -> Option<Vec<u64>> {
+        let found = answered.try_recv().ok()?.ok()?;
+        Some(found.iter().map(|found| found.sequence).collect())
+    }
+
+    #[test]
+    fn what_a_consumer_delivers_is_taken_up_to_what_was_asked_for_or_its_end() {
+        let reads = Reads::new();
+        let mut full = delivery(&reads, 1, 2);
+        reads.receive(&delivered("$JS.ACK.EVENTS_0.scan-1.1.20.1.9.7", b"one"));
+        assert!(full.try_recv().is_err(), "there is more to come");
+        reads.receive(&delivered("$JS.ACK.EVENTS_0.scan-2.1.21.2.9.6", b"another's"));
+        reads.receive(&delivered("$JS.ACK.EVENTS_0.scan-1.1.24.2.9.6", b"two"));
+        let found = full.try_recv().unwrap().unwrap();
+        let [one, two] = &found[..] else { panic!("{found:?}") };
+        assert_eq!(
+            (one.sequence, &*one.subject, &one.payload[..]),
+            (20, "events.0.a", &b"one"[..])
+        );
+        assert_eq!((two.sequence, two.pending, two.origin.at), (24, 6, 1_700_200_000_001));
+
+        let mut last = delivery(&reads, 3, 9);
+        reads.receive(&delivered("$JS.ACK.EVENTS_0.scan-1.1.30.3.9.0", b""));
+        assert_eq!(sequences(&mut last).as_deref(), Some(&[30][..]), "nothing is left");
+        assert!(reads.asked().deliveries.is_empty());
+    }
+
+    #[test]
+    fn what_is_said_at_the_end_of_what_was_delivered_is_understood() {
+        let reads = Reads::new();
+        let say = |headers: &str| {
+            let inbox = format!("{}.{}", reads.inbox, reads.asked().last);
+            reads.receive(&Message { sid: 1, subject: &inbox, reply: "", headers, payload: b"" });
+        };
+        let too_large = "NATS/1.0 409 Message Size Exceeds MaxBytes\r\n\r\n";
+        for (end, is_end_of_none) in [
+            ("NATS/1.0 404 No Messages\r\n\r\n", true),
+            ("NATS/1.0 409 Batch Completed\r\nNats-Pending-Bytes: 9\r\n\r\n", true),
+            (too_large, false),
+            ("NATS/1.0 409 Consumer Deleted\r\n\r\n", false),
+        ] {
+            let mut none = delivery(&reads, 1, 9);
+            say(end);
+            assert_eq!(sequences(&mut none).is_some(), is_end_of_none, "{end}");
+        }
+        let mut one = delivery(&reads, 1, 9);
+        reads.receive(&delivered("$JS.ACK.EVENTS_0.scan-1.1.20.1.9.7", b""));
+        say(too_large);
+        assert_eq!(
+            sequences(&mut one).as_deref(),
+            Some(&[20][..]),
+            "as much as may be read at once"
+        );
+    }
+
+    #[test]
+    fn a_part_of_what_is_delivered_that_was_lost_is_noticed() {
+        let reads = Reads::new();
+        let mut lost = delivery(&reads, 3, 9);
+        reads.receive(&delivered("$JS.ACK.EVENTS_0.scan-1.1.24.4.9.6", b""));
+        assert!(lost.try_recv().unwrap().is_err());
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub struct Message<'a> {
     pub sid: u64,
     /// The subject it came on.
     pub subject: &'a str,
+    /// Where an answer is expected; empty if nowhere.
+    pub reply: &'a str,
     /// Its headers, as they are sent; empty if it has none.
     pub headers: &'a str,
     /// What it says.
@@ -92,10 +94,12 @@ fn message<'a>(
         text.and_then(|text| text.parse::<usize>().ok()).filter(|n| *n <= MAX_PAYLOAD)
     };
     let (subject, numbers) = arguments.split_once(' ').ok_or(Malformed)?;
-    let sid = numbers.split(' ').next().and_then(|sid| sid.parse().ok()).ok_or(Malformed)?;
-    let mut sizes = arguments.rsplit(' ');
+    let (sid, numbers) = numbers.split_once(' ').ok_or(Malformed)?;
+    let sid = sid.parse().map_err(|_| Malformed)?;
+    let mut sizes = numbers.rsplit(' ');
     let size = number(sizes.next()).ok_or(Malformed)?;
     let head = if has_headers { number(sizes.next()).ok_or(Malformed)? } else { 0 };
+    let reply = sizes.next().unwrap_or_default();
     let Some((all, after)) = rest.split_at_checked(size) else { return Ok(None) };
     let Some(end) = after.get(..2) else { return Ok(None) };
     let (headers, payload) = all.split_at_checked(head).ok_or(Malformed)?;
@@ -103,7 +107,7 @@ fn message<'a>(
     if end != b"\r\n" {
         return Err(Malformed);
     }
-    Ok(Some((Op::Message(Message { sid, subject, headers, payload }), line + size + 2)))
+    Ok(Some((Op::Message(Message { sid, subject, reply, headers, payload }), line + size + 2)))
 }
 
 /// What a message without content is there for, if it says so in its headers: a code like HTTP's, and a description.
@@ -165,11 +169,14 @@ mod tests {
         let text = |op: &str| op.replace("Message(Message ", "");
         assert_eq!(
             text(&ops[5]),
-            "{ sid: 7, subject: \"live.a\", headers: \"\", payload: [104, 105] })"
+            "{ sid: 7, subject: \"live.a\", reply: \"\", headers: \"\", payload: [104, 105] })"
         );
-        let start = "{ sid: 8, subject: \"live.b\", headers: \"NATS/1.0";
+        let start = "{ sid: 8, subject: \"live.b\", reply: \"reply\", headers: \"NATS/1.0";
         assert!(text(&ops[6]).starts_with(start), "{}", ops[6]);
-        assert_eq!(text(&ops[7]), "{ sid: 9, subject: \"live.c\", headers: \"\", payload: [] })");
+        assert_eq!(
+            text(&ops[7]),
+            "{ sid: 9, subject: \"live.c\", reply: \"r\", headers: \"\", payload: [] })"
+        );
     }
 
     #[test]

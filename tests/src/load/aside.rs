@@ -15,7 +15,8 @@ use super::{
         Measured,
         figure::{self, Figure},
     },
-    stats::{Span, Window},
+    stats::{Latency, Span, Window},
+    target::Target,
 };
 
 /// A chat beside something else; none without `--rate`.
@@ -34,16 +35,16 @@ impl Aside {
     ///
     /// # Errors
     /// If the users can't connect.
-    pub async fn begin(args: &Args, urls: &[String]) -> Result<Self> {
+    pub async fn begin(args: &Args, target: &Target) -> Result<Self> {
         let mut aside = Self { after: args.seconds, chat: None, runtime: None };
         if args.rate.is_none() {
             return Ok(aside);
         }
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let handle = aside.runtime.insert(runtime).handle().clone();
-        let (args, urls) = (args.clone(), urls.to_vec());
+        let (args, target) = (args.clone(), target.clone());
         let (warmup, seconds) = (args.warmup, args.seconds);
-        let begin = async move { Chat::begin(&args, &urls, chat::pairs(&args)).await };
+        let begin = async move { Chat::begin(&args, &target, chat::pairs(&args)).await };
         let chat = aside.chat.insert(handle.spawn(begin).await??);
         sleep(warmup).await;
         chat.shared.stats().begin(Instant::now())?;
@@ -108,11 +109,18 @@ fn figures(windows: &[Window]) -> Vec<Figure> {
             let name = format!("chat {name}: {what}");
             figures.extend(figure::percentiles(&name, &window.latency(span)));
         }
+        let name = format!("chat {name}, steady: send -> event");
+        figures.extend(figure::percentiles(&name, &window.steady()));
     }
     if let [before, during, ..] = windows {
-        let p99 = |window: &Window| figure::number(window.latency(Span::Event).p99_us);
-        let ratio = p99(during) / p99(before).max(1.0);
-        figures.push(Figure::new("chat: event p99 during / before", ratio, "times"));
+        let ratio = |name: &str, before: Latency, during: Latency| {
+            let ratio = figure::number(during.p99_us) / figure::number(before.p99_us.max(1));
+            Figure::new(name, ratio, "times")
+        };
+        let event = |window: &Window| window.latency(Span::Event);
+        figures.push(ratio("chat: event p99 during / before", event(before), event(during)));
+        let name = "chat, steady: event p99 during / before";
+        figures.push(ratio(name, before.steady(), during.steady()));
     }
     figures
 }

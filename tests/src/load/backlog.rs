@@ -30,6 +30,7 @@ use super::{
         Measured, Process,
         figure::{self, Figure},
     },
+    target::Target,
     usage::{self, Usage, Watched},
     wire::Frame,
 };
@@ -53,7 +54,7 @@ pub struct Waiting {
 ///
 /// # Errors
 /// If something does not start, or no answer comes for `--patience`.
-pub async fn run(args: &Args, parts: &mut Parts, watched: &[Watched]) -> Result<Measured> {
+pub async fn run(args: &Args, parts: &mut Parts, target: &Target) -> Result<Measured> {
     parts.stop_workers().await?;
     let client = async_nats::ConnectOptions::new()
         .subscription_capacity(CAPACITY)
@@ -64,8 +65,12 @@ pub async fn run(args: &Args, parts: &mut Parts, watched: &[Watched]) -> Result<
     client.flush().await?;
     store(args, &client, &waiting).await?;
 
-    let others: Vec<Watched> =
-        watched.iter().filter(|process| !process.name.contains("worker")).cloned().collect();
+    let others: Vec<Watched> = target
+        .processes
+        .iter()
+        .filter(|process| !process.name.contains("worker"))
+        .cloned()
+        .collect();
     let before = usage::all(&others)?;
     let begun = Instant::now();
     parts.start_workers().await?;

@@ -25,6 +25,7 @@ use super::{
     sender,
     shared::{Pair, Shared},
     stats::Span,
+    target::Target,
 };
 
 /// How often it is looked whether a phase is over.
@@ -72,12 +73,12 @@ impl Chat {
     ///
     /// # Errors
     /// If the users can't connect.
-    pub async fn begin(args: &Args, urls: &[String], pairs: Vec<Pair>) -> Result<Self> {
+    pub async fn begin(args: &Args, target: &Target, pairs: Vec<Pair>) -> Result<Self> {
         let size = usize::try_from(args.size)?;
-        let shared = Arc::new(Shared::new(with_receipts(args), size));
+        let shared = Arc::new(Shared::new(with_receipts(args), size, target.slowdowns.clone()));
         let pairs: Vec<Arc<Pair>> = pairs.into_iter().map(Arc::new).collect();
         let begun = Instant::now();
-        let connections = connect(args, urls, &pairs).await?;
+        let connections = connect(args, &target.urls, &pairs).await?;
         let devices = u64::from(args.devices) + 1;
         let logins = Logins::new(u64::try_from(pairs.len())? * devices, begun.elapsed());
         eprintln!("connected {} devices in {:.2} s", logins.count, logins.seconds);

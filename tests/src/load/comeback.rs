@@ -24,14 +24,16 @@ use super::{
     },
     returner::{self, Returned},
     stats::Latency,
-    usage::{self, Watched},
+    target::Target,
+    usage,
 };
 
 /// Lets the devices come back and measures until the last has caught up, or nothing more comes.
 ///
 /// # Errors
 /// If something could not be set up, or a measured process is gone.
-pub async fn run(args: &Args, urls: &[String], watched: &[Watched]) -> Result<Measured> {
+pub async fn run(args: &Args, target: &Target) -> Result<Measured> {
+    let urls = target.urls.as_slice();
     let crowd = logins(args, urls)?;
     // A new device's log begins when it first connects.
     for device in come_in(args, &crowd).await? {
@@ -48,7 +50,7 @@ pub async fn run(args: &Args, urls: &[String], watched: &[Watched]) -> Result<Me
         lives = returned.into_iter().map(|device| device.arrivals).collect();
     }
     fill::run(args, urls, &users, args.events).await?;
-    let aside = Aside::begin(args, urls).await?;
+    let aside = Aside::begin(args, target).await?;
     // They get what waits for them, and have not acked it when their connections are lost.
     let connected = match args.mode {
         Mode::Reconnect => {
@@ -59,17 +61,17 @@ pub async fn run(args: &Args, urls: &[String], watched: &[Watched]) -> Result<Me
         }
         _ => Vec::new(),
     };
-    let before = usage::all(watched)?;
+    let before = usage::all(&target.processes)?;
     aside.disturb()?;
     let begun = Instant::now();
     // Without a word, as when a network is lost.
     drop(connected);
     let returned = come_back(args, &crowd, lives, args.events, args.logins()).await?;
     aside.calm();
-    let after = usage::all(watched)?;
+    let after = usage::all(&target.processes)?;
     let elapsed = begun.elapsed();
     let mut measured = told(args, begun, &returned)?;
-    measured.processes = Process::of_all(watched, &before, &after);
+    measured.processes = Process::of_all(&target.processes, &before, &after);
     measured.seconds = elapsed.as_secs_f64();
     aside.end(&mut measured).await?;
     Ok(measured)

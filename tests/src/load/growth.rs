@@ -10,8 +10,8 @@ use super::{
         figure::{self, Figure},
     },
     shared::Pair,
+    target::Target,
     traffic,
-    usage::Watched,
 };
 
 /// Messages a second unless `--rate` says otherwise: the same at each step, for a busier service bundles more.
@@ -23,13 +23,13 @@ const RATE_OF_A_CHAT: f64 = 500.0;
 ///
 /// # Errors
 /// As [`traffic::run`].
-pub async fn users(args: &Args, urls: &[String], watched: &[Watched]) -> Result<Measured> {
+pub async fn users(args: &Args, target: &Target) -> Result<Measured> {
     let mut measured = Measured::default();
     let mut costs = Vec::new();
     for users in args.steps() {
         let rate = Some(args.rate.unwrap_or(RATE));
         let args = Args { pairs: users.div_ceil(2).max(1), rate, ..args.clone() };
-        let traffic = traffic::run(&args, urls, watched).await?;
+        let traffic = traffic::run(&args, target).await?;
         costs.push(step(&mut measured, &format!("{users} users"), traffic));
     }
     compare(&mut measured, &costs);
@@ -40,12 +40,7 @@ pub async fn users(args: &Args, urls: &[String], watched: &[Watched]) -> Result<
 ///
 /// # Errors
 /// As [`traffic::run`], or if the database can't be filled.
-pub async fn chat(
-    args: &Args,
-    urls: &[String],
-    watched: &[Watched],
-    database_url: &str,
-) -> Result<Measured> {
+pub async fn chat(args: &Args, target: &Target, database_url: &str) -> Result<Measured> {
     let mut measured = Measured::default();
     let mut costs = Vec::new();
     for messages in args.steps() {
@@ -56,7 +51,7 @@ pub async fn chat(
         let (sender, recipient) = (&pair.sender, &pair.recipient);
         Box::pin(history::write(database_url, sender, recipient, messages, &text)).await?;
         let pair = Pair::after(pair, u64::from(messages));
-        let traffic = traffic::run_with(&args, urls, watched, vec![pair]).await?;
+        let traffic = traffic::run_with(&args, target, vec![pair]).await?;
         costs.push(step(&mut measured, &format!("{messages} messages"), traffic));
     }
     compare(&mut measured, &costs);

@@ -11,7 +11,7 @@ use std::{
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::{connection::Ended, faults::Faults, ledger::Ledger, stats::Stats};
+use super::{connection::Ended, faults::Faults, ledger::Ledger, slowdown::Slowdowns, stats::Stats};
 
 /// A run.
 #[derive(Debug)]
@@ -47,13 +47,13 @@ pub struct Pair {
 
 impl Shared {
     /// A run that has not begun.
-    pub fn new(with_receipts: bool, size: usize) -> Self {
+    pub fn new(with_receipts: bool, size: usize, slowdowns: Slowdowns) -> Self {
         const WORDS: &str = "Letters that no JSON escapes, and of no meaning. ";
         Self {
             with_receipts,
             text: WORDS.chars().cycle().take(size).collect(),
             stop: CancellationToken::new(),
-            stats: Mutex::default(),
+            stats: Mutex::new(Stats::new(slowdowns)),
             faults: Mutex::default(),
             sending: AtomicBool::new(true),
             budget: AtomicI64::new(i64::MAX),

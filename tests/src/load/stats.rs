@@ -8,6 +8,8 @@ use std::{
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+use super::slowdown::{Slowdowns, Steady};
+
 /// Latencies above count as this.
 const LONGEST: Duration = Duration::from_secs(120);
 
@@ -27,6 +29,7 @@ pub enum Span {
 /// The counts of a run, and what was measured in its windows.
 #[derive(Debug, Default)]
 pub struct Stats {
+    slowdowns: Slowdowns,
     windows: Vec<Window>,
     /// Messages sent in all.
     pub sent: u64,
@@ -48,6 +51,7 @@ pub struct Window {
     response: Histogram<u32>,
     event: Histogram<u32>,
     receipt: Histogram<u32>,
+    steady: Steady,
     /// Messages sent.
     pub sent: u64,
     /// Messages completed.
@@ -81,7 +85,7 @@ pub struct Latency {
 }
 
 impl Window {
-    fn new(from: Instant) -> anyhow::Result<Self> {
+    fn new(from: Instant, slowdowns: Slowdowns) -> anyhow::Result<Self> {
         let longest = u64::try_from(LONGEST.as_micros())?;
         let histogram = Histogram::new_with_bounds(1, longest, 3)?;
         Ok(Self {
@@ -90,7 +94,8 @@ impl Window {
             lag: histogram.clone(),
             response: histogram.clone(),
             event: histogram.clone(),
-            receipt: histogram,
+            receipt: histogram.clone(),
+            steady: Steady::new(slowdowns, histogram),
             sent: 0,
             completed: 0,
             delivered: 0,
@@ -115,6 +120,12 @@ impl Window {
             Span::Receipt => &self.receipt,
         };
         Latency::of(histogram)
+    }
+
+    /// The latencies to the recipient's event of those messages that had nothing to do with a time in which the machine
+    /// was slow.
+    pub fn steady(&self) -> Latency {
+        self.steady.latency()
     }
 }
 
@@ -143,13 +154,18 @@ impl Latency {
 }
 
 impl Stats {
+    /// Nothing yet, on such a machine.
+    pub fn new(slowdowns: Slowdowns) -> Self {
+        Self { slowdowns, ..Self::default() }
+    }
+
     /// A window begins, and ends the one before.
     ///
     /// # Errors
     /// Never: the histograms' bounds are fixed and valid.
     pub fn begin(&mut self, now: Instant) -> anyhow::Result<()> {
         self.end(now);
-        self.windows.push(Window::new(now)?);
+        self.windows.push(Window::new(now, self.slowdowns.clone())?);
         Ok(())
     }
 
@@ -188,6 +204,9 @@ impl Stats {
             Span::Receipt => &mut window.receipt,
         };
         histogram.saturating_record(micros(now.saturating_duration_since(since)));
+        if span == Span::Event {
+            window.steady.record(since, now);
+        }
     }
 
     /// Messages have become complete.
@@ -221,7 +240,8 @@ impl Stats {
     }
 }
 
-fn micros(time: Duration) -> u64 {
+/// In whole microseconds.
+pub(super) fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 

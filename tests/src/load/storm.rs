@@ -12,24 +12,25 @@ use super::{
         figure::{self, Figure},
     },
     stats::Latency,
-    usage::{self, Watched},
+    target::Target,
+    usage,
 };
 
 /// Lets them in and measures.
 ///
 /// # Errors
 /// If one is not let in, or a measured process is gone.
-pub async fn run(args: &Args, urls: &[String], watched: &[Watched]) -> Result<Measured> {
-    let aside = Aside::begin(args, urls).await?;
-    let before = usage::all(watched)?;
+pub async fn run(args: &Args, target: &Target) -> Result<Measured> {
+    let aside = Aside::begin(args, target).await?;
+    let before = usage::all(&target.processes)?;
     aside.disturb()?;
-    let crowd = Crowd::gather(args, urls).await?;
+    let crowd = Crowd::gather(args, &target.urls).await?;
     aside.calm();
-    let after = usage::all(watched)?;
+    let after = usage::all(&target.processes)?;
     let logins = crowd.logins;
     let mut measured = Measured {
         seconds: logins.seconds,
-        processes: Process::of_all(watched, &before, &after),
+        processes: Process::of_all(&target.processes, &before, &after),
         per: (logins.count, "login"),
         figures: vec![
             Figure::new("logins", logins.per_second(), "/s"),

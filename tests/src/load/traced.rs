@@ -10,8 +10,10 @@ use super::{
         Measured, Process, Traffic,
         figure::{self, Figure},
     },
+    slowdown::Slowdowns,
     stats::Errors,
-    traffic, watched,
+    target::Target,
+    traffic,
 };
 use crate::otlp::Receiver;
 
@@ -29,7 +31,11 @@ struct Cost {
 ///
 /// # Errors
 /// As [`traffic::run`].
-pub async fn run(args: &Args, untraced: &Parts) -> Result<(Measured, Vec<String>)> {
+pub async fn run(
+    args: &Args,
+    untraced: &Parts,
+    slowdowns: &Slowdowns,
+) -> Result<(Measured, Vec<String>)> {
     let receiver = Receiver::start().await?;
     let mut with_traces = args.clone();
     with_traces.gateway_flag.extend(receiver.http_flags());
@@ -46,7 +52,8 @@ pub async fn run(args: &Args, untraced: &Parts) -> Result<(Measured, Vec<String>
             turns.reverse();
         }
         for (parts, costs) in turns {
-            let traffic = traffic::run(args, parts.urls(), &watched(args, Some(parts))).await?;
+            let traffic =
+                traffic::run(args, &Target::new(args, Some(parts), slowdowns.clone())).await?;
             costs.push(Cost::of(&traffic));
             measured.faults += traffic.faults;
             for (code, errors) in traffic.errors {

@@ -11,6 +11,7 @@ use super::{
     report::{Process, Traffic},
     shared::Pair,
     stats::Span,
+    target::Target,
     usage::{self, Usage, Watched},
 };
 
@@ -18,23 +19,18 @@ use super::{
 ///
 /// # Errors
 /// If the users can't connect or a measured process is gone.
-pub async fn run(args: &Args, urls: &[String], watched: &[Watched]) -> Result<Traffic> {
-    run_with(args, urls, watched, chat::pairs(args)).await
+pub async fn run(args: &Args, target: &Target) -> Result<Traffic> {
+    run_with(args, target, chat::pairs(args)).await
 }
 
 /// The same with these pairs.
 ///
 /// # Errors
 /// If the users can't connect or a measured process is gone.
-pub async fn run_with(
-    args: &Args,
-    urls: &[String],
-    watched: &[Watched],
-    pairs: Vec<Pair>,
-) -> Result<Traffic> {
-    let chat = Chat::begin(args, urls, pairs).await?;
-    let (before, after) = drive(args, &chat, watched).await?;
-    let processes = Process::of_all(watched, &before, &after);
+pub async fn run_with(args: &Args, target: &Target, pairs: Vec<Pair>) -> Result<Traffic> {
+    let chat = Chat::begin(args, target, pairs).await?;
+    let (before, after) = drive(args, &chat, &target.processes).await?;
+    let processes = Process::of_all(&target.processes, &before, &after);
     let (shared, logins) = (chat.shared.clone(), chat.logins);
     let faults = chat.end().await?;
     let stats = shared.stats();
@@ -42,6 +38,7 @@ pub async fn run_with(
     let mut latencies = vec![
         ("send -> response", window.latency(Span::Response)),
         ("send -> event", window.latency(Span::Event)),
+        ("  in steady times", window.steady()),
     ];
     if shared.with_receipts {
         latencies.push(("send -> receipt", window.latency(Span::Receipt)));

@@ -252,7 +252,7 @@ mod tests {
     fn say(answers: &Answers, batch: &str, headers: &str, payload: &str) {
         let subject = format!("i.{batch}.65535.fail.2.2.$FI");
         let payload = payload.as_bytes();
-        answers.receive(&Message { sid: ANSWERS, subject: &subject, headers, payload });
+        answers.receive(&Message { sid: ANSWERS, subject: &subject, reply: "", headers, payload });
     }
 
     #[test]
