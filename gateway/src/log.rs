@@ -1,7 +1,7 @@
 //! Users' event logs and devices' cursors, as the broker keeps them.
 //!
-//! Logs are read by batched direct gets (ADR-31), which any replica may answer: a read can lag behind a live event, so
-//! a session subscribes first, reads then, and merges by id.
+//! A device's log is read by batched direct gets (ADR-31), a crowd's by a consumer. Any replica may answer: a read can lag
+//! behind a live event, so a session subscribes first, reads then, and merges by id.
 
 use std::{
     collections::HashMap,

@@ -3,8 +3,8 @@
 //! The broker finds a user's next event by looking at one message after the other, within a block of some ten thousand.
 //! For one reader that is nothing. For N devices that come back at once, and whose events lie among each other's, it is
 //! N times N. So when more reads are asked for than may be under way, those that wait are served together: the stream
-//! is read once, whoever its events are for, and everyone takes their own. What was read is kept for a moment, for those
-//! who come next.
+//! is read once ([`Scan`]), whoever its events are for, and everyone takes their own. What was read is kept for a moment,
+//! for those who come next.
 
 use std::{
     cmp::Reverse,

@@ -168,6 +168,10 @@ mod tests {
     fn the_probes_of_two_processors_tell_of_one_slow_time() {
         let messages = [(70, 75), (85, 86), (120, 121), (141, 142), (161, 162)];
         assert_eq!(steady_of(&[(100, 110), (80, 130)], &messages), [1, 0, 0, 0, 1]);
+        let (slowdowns, now) = (Slowdowns::default(), Instant::now());
+        let (at, later) = (now + GAP, now + GAP * 3);
+        [(now, now), (at, at), (later, later)].map(|(from, to)| slowdowns.slow(from, to));
+        assert_eq!(slowdowns.seen().slow, [(now, at), (later, later)]);
     }
 
     #[test]
