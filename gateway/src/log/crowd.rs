@@ -19,7 +19,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{DirectGet, EventLog, Found, MAX_BYTES, Stored, scan::Scan, tail::Tail};
+use super::{EventLog, Found, Stored, scan::Scan, tail::Tail};
 use crate::{error::Error, turns::Rests};
 
 /// Who reads one stream.
@@ -283,30 +283,11 @@ impl EventLog {
         until: Option<u64>,
         readers: &mut Readers,
     ) -> Result<(), Error> {
-        let name = subject::events(stream);
-        // Begun when there is more than one answer holds: few events are not worth a consumer.
-        let (mut scan, mut may_scan): (Option<Scan<'_>>, _) = (None, true);
+        let mut scan = Scan::new(&self.jetstream, &self.reads, subject::events(stream));
         while until.is_none_or(|until| tail.next() < until) {
-            let request = DirectGet {
-                seq: Some(tail.next()),
-                batch: Some(READ_AT_A_TIME),
-                max_bytes: Some(MAX_BYTES),
-                ..DirectGet::default()
-            };
             let began_at = Instant::now();
-            let found = match &mut scan {
-                Some(scan) => scan.next(READ_AT_A_TIME).await,
-                None => self.reads.get(&name, &request).await,
-            };
-            let mut found = match found {
-                Err(error) if scan.is_some() => {
-                    tracing::warn!(%error, "a log is read without a consumer");
-                    (scan, may_scan) = (None, false);
-                    continue;
-                }
-                found => found?,
-            };
-            let (next, is_end) = cut(&mut found, until, tail.next());
+            let (mut found, is_end) = scan.next(tail.next(), READ_AT_A_TIME).await?;
+            let next = cut(&mut found, until, tail.next());
             if is_end && until.is_some_and(|until| next < until) {
                 return Err(Error::broker("read a log")("a replica that lags has answered"));
             }
@@ -317,15 +298,6 @@ impl EventLog {
                 return Ok(());
             }
             sleep(began_at.elapsed() / REST).await;
-            if scan.is_none() && may_scan {
-                match Scan::begin(&self.jetstream, &self.reads, name.clone(), next).await {
-                    Ok(begun) => scan = Some(begun),
-                    Err(error) => {
-                        tracing::warn!(%error, "a log is read without a consumer");
-                        may_scan = false;
-                    }
-                }
-            }
         }
         Ok(())
     }
@@ -337,14 +309,12 @@ fn reach(readers: u64) -> u64 {
     if readers < MANY { reach } else { reach.max(FAR) }
 }
 
-/// Cuts what was read from `next` on where something kept begins, at `until`. Returns what has to be read next, and whether
-/// the stream ends there.
-fn cut(found: &mut Vec<Stored>, until: Option<u64>, next: u64) -> (u64, bool) {
-    let Some(last) = found.last() else { return (next, true) };
-    let (next, is_end) = (last.sequence + 1, last.pending == 0);
-    let Some(until) = until else { return (next, is_end) };
+/// Cuts what was read from `next` on where something kept begins, at `until`. Returns what has to be read next.
+fn cut(found: &mut Vec<Stored>, until: Option<u64>, next: u64) -> u64 {
+    let next = found.last().map_or(next, |last| last.sequence + 1);
+    let Some(until) = until else { return next };
     found.retain(|event| event.sequence < until);
-    (next.min(until), is_end)
+    next.min(until)
 }
 
 /// Those who are read for, by whose events they want.

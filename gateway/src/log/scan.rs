@@ -13,17 +13,37 @@ use async_nats::jetstream::{
 use herald_proto::link::command;
 
 use super::{
-    MAX_BYTES,
+    DirectGet, MAX_BYTES,
     direct::{Form, Reads, Stored},
 };
 use crate::error::Error;
 
-/// A scan under way. Dropping it removes the consumer, and so does the broker if that can't be.
+/// A scan under way.
 pub(super) struct Scan<'a> {
+    jetstream: &'a Context,
     reads: &'a Reads,
     stream: String,
-    consumer: String,
-    /// The number of the message that the consumer delivers next.
+    way: Way<'a>,
+}
+
+/// How a scan goes on.
+enum Way<'a> {
+    /// By a direct get: a few messages are not worth a consumer.
+    AtFirst,
+    /// By a consumer that is to be made.
+    Far,
+    /// By its consumer.
+    Delivered(Consumer<'a>),
+    /// By direct gets. Where the stream ends only they tell: what a consumer counts as left can be wrong for a moment.
+    AtLast,
+}
+
+/// A consumer of a scan's own. Dropping it removes it, and so does the broker if that can't be.
+struct Consumer<'a> {
+    reads: &'a Reads,
+    stream: String,
+    name: String,
+    /// The number of the message that it delivers next.
     next: u64,
 }
 
@@ -43,19 +63,69 @@ pub(super) struct Delivery<'a> {
 const FORSAKEN: Duration = Duration::from_secs(30);
 
 impl<'a> Scan<'a> {
-    /// Begins a scan at a sequence.
+    /// A scan that has not begun.
+    pub(super) fn new(jetstream: &'a Context, reads: &'a Reads, stream: String) -> Self {
+        Self { jetstream, reads, stream, way: Way::AtFirst }
+    }
+
+    /// The next messages, at most so many, and whether the stream ends with them. `from` is where the scan begins, and then
+    /// where it has come to.
     ///
     /// # Errors
-    /// If the broker fails.
-    pub(super) async fn begin(
+    /// If the broker fails or is silent. Without a consumer a scan goes on all the same.
+    pub(super) async fn next(
+        &mut self,
+        from: u64,
+        most: usize,
+    ) -> Result<(Vec<Stored>, bool), Error> {
+        match self.deliver(from, most).await {
+            Ok(found) if !found.is_empty() => return Ok((found, false)),
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(%error, "a log is read without a consumer");
+                self.way = Way::AtLast;
+            }
+        }
+        let request = DirectGet {
+            seq: Some(from),
+            batch: Some(most),
+            max_bytes: Some(MAX_BYTES),
+            ..DirectGet::default()
+        };
+        let found = self.reads.get(&self.stream, &request).await?;
+        if let Way::AtFirst = self.way {
+            self.way = Way::Far;
+        }
+        let is_end = found.last().is_none_or(|last| last.pending == 0);
+        Ok((found, is_end))
+    }
+
+    /// What the consumer delivers next; nothing without one.
+    async fn deliver(&mut self, from: u64, most: usize) -> Result<Vec<Stored>, Error> {
+        if let Way::Far = self.way {
+            let stream = self.stream.clone();
+            let consumer = Consumer::make(self.jetstream, self.reads, stream, from).await?;
+            self.way = Way::Delivered(consumer);
+        }
+        let Way::Delivered(consumer) = &mut self.way else { return Ok(Vec::new()) };
+        let found = consumer.next(most).await?;
+        if found.last().is_none_or(|last| last.pending == 0) {
+            self.way = Way::AtLast;
+        }
+        Ok(found)
+    }
+}
+
+impl<'a> Consumer<'a> {
+    async fn make(
         jetstream: &Context,
         reads: &'a Reads,
         stream: String,
         from: u64,
     ) -> Result<Self, Error> {
-        let consumer = format!("scan-{:016x}", fastrand::u64(..));
+        let name = format!("scan-{:016x}", fastrand::u64(..));
         let config = pull::Config {
-            name: Some(consumer.clone()),
+            name: Some(name.clone()),
             deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: from },
             ack_policy: AckPolicy::None,
             inactive_threshold: FORSAKEN,
@@ -63,28 +133,28 @@ impl<'a> Scan<'a> {
             num_replicas: 1,
             ..pull::Config::default()
         };
-        let created = jetstream.create_consumer_on_stream(config, &stream).await;
-        created.map_err(Error::broker("scan a log"))?;
-        Ok(Self { reads, stream, consumer, next: 1 })
+        let made = jetstream.create_consumer_on_stream(config, &stream).await;
+        made.map_err(Error::broker("scan a log"))?;
+        Ok(Self { reads, stream, name, next: 1 })
     }
 
-    /// The next messages, at most so many. None if there are none.
+    /// The next messages, at most so many; none if there are none.
     ///
     /// # Errors
     /// If the broker fails or is silent, a part was lost, or the next message is larger than what is read at once.
-    pub(super) async fn next(&mut self, most: usize) -> Result<Vec<Stored>, Error> {
-        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.stream, self.consumer);
+    async fn next(&mut self, most: usize) -> Result<Vec<Stored>, Error> {
+        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.stream, self.name);
         let body = format!("{{\"batch\":{most},\"max_bytes\":{MAX_BYTES},\"no_wait\":true}}");
-        let form = Form::Delivered { consumer: self.consumer.clone(), next: self.next, most };
+        let form = Form::Delivered { consumer: self.name.clone(), next: self.next, most };
         let found = self.reads.ask(form, &subject, body.as_bytes()).await?;
         self.next += found.len() as u64;
         Ok(found)
     }
 }
 
-impl Drop for Scan<'_> {
+impl Drop for Consumer<'_> {
     fn drop(&mut self) {
-        let subject = format!("$JS.API.CONSUMER.DELETE.{}.{}", self.stream, self.consumer);
+        let subject = format!("$JS.API.CONSUMER.DELETE.{}.{}", self.stream, self.name);
         self.reads.tell(|commands| command::publish(commands, &subject, b""));
     }
 }

@@ -170,7 +170,9 @@ mod tests {
         assert_eq!(steady_of(&[(100, 110), (80, 130)], &messages), [1, 0, 0, 0, 1]);
         let (slowdowns, now) = (Slowdowns::default(), Instant::now());
         let (at, later) = (now + GAP, now + GAP * 3);
-        [(now, now), (at, at), (later, later)].map(|(from, to)| slowdowns.slow(from, to));
+        for (from, to) in [(now, now), (at, at), (later, later)] {
+            slowdowns.slow(from, to);
+        }
         assert_eq!(slowdowns.seen().slow, [(now, at), (later, later)]);
     }
 
