@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use async_nats::jetstream::{self, Context, message::PublishMessage};
-use futures::{StreamExt as _, future::try_join_all};
+use futures::{FutureExt as _, StreamExt as _, future::try_join_all};
 use herald_proto::{UserId, subject};
 use herald_tests::{
     Backend, Child, Cluster, Gateways, Options, Pair, eventually,
@@ -211,26 +211,28 @@ async fn of_a_crowd_that_comes_back_each_gets_its_own_events_and_no_consumer_is_
     let mut scans = client.subscribe(advisories).await?;
     client.flush().await?;
     let users: Vec<String> = (0..60).map(|n| format!("crowd-{n}")).collect();
+    let mut places = vec![None; users.len()];
     for largest in [100, 300_000] {
         for user in &users {
             Connection::login(&url, user).await?.close().await;
         }
         for user in &users[..40] {
-            fill(&broker, user, 20, 100).await?;
+            fill(&broker, user, 40, 100).await?;
         }
         // Once larger than what is read at once.
         fill(&broker, "bystander", 1, largest).await?;
         for user in &users[40..] {
-            fill(&broker, user, 20, 100).await?;
+            fill(&broker, user, 40, 100).await?;
         }
-        let come_back = users.iter().map(async |user| {
+        let come_back = users.iter().zip(&places).map(async |(user, place)| {
             let mut device = Connection::connect(&url, user, "default").await?;
-            drain(&mut device, 20, |_| Ok(())).await.with_context(|| user.clone())?;
+            let all = drain_after(&mut device, *place, 40, |_| Ok(())).await;
             device.close().await;
-            anyhow::Ok(())
+            all.with_context(|| user.clone())
         });
-        try_join_all(come_back).await?;
+        places = try_join_all(come_back).await?;
         timeout(GENEROUS, scans.next()).await?.context("the log was not scanned")?;
+        while scans.next().now_or_never().flatten().is_some() {}
     }
     let events = broker.get_stream(subject::events(0)).await?;
     eventually("no consumer is left", Duration::from_secs(10), async || {

@@ -90,7 +90,7 @@ async fn a_lost_event_stream(deployed: &Deployed, cluster: &mut Cluster) -> Resu
 
 /// Devices that come back at once have their log read together.
 async fn a_crowd_comes_back(cluster: &Cluster) -> Result<()> {
-    const EACH: u64 = 16;
+    const EACH: u64 = 80;
     let url = cluster.url(0)?;
     let users: Vec<String> = (0..20).map(|n| format!("crowd-{n}")).collect();
     for user in &users {

@@ -19,7 +19,11 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{EventLog, Found, Stored, scan::Scan, tail::Tail};
+use super::{
+    EventLog, Found, Stored,
+    scan::{Scan, Scans},
+    tail::Tail,
+};
 use crate::{error::Error, turns::Rests};
 
 /// Who reads one stream.
@@ -29,6 +33,7 @@ pub(super) struct Crowd {
     waiting: Mutex<Waiting>,
     /// What was read for a crowd. Whoever holds it reads for all who wait.
     tail: tokio::sync::Mutex<Tail>,
+    scans: Scans,
 }
 
 #[derive(Default)]
@@ -80,7 +85,7 @@ const SERVED_AT_A_TIME: usize = 16;
 /// How much of what is not needed any more is given back at a time, in events, and how long others have until the next.
 const FORGOTTEN_AT_A_TIME: usize = 256;
 const PAUSE: Duration = Duration::from_millis(2);
-/// How many events are read at once: while the broker reads a stream, it takes nothing new for it.
+/// How many events are read at once: while the broker answers a direct get, it takes nothing new for the stream.
 const READ_AT_A_TIME: usize = 256;
 /// The part of the time that a read took for which the broker is left alone after it: those who chat need it too.
 const REST: u32 = 2;
@@ -102,7 +107,7 @@ const KEPT: Duration = Duration::from_secs(3);
 impl Crowd {
     pub(super) fn new() -> Self {
         let (waiting, tail) = (Mutex::default(), tokio::sync::Mutex::default());
-        Self { places: Semaphore::new(AT_ONCE), waiting, tail }
+        Self { places: Semaphore::new(AT_ONCE), waiting, tail, scans: Scans::default() }
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
@@ -283,7 +288,9 @@ impl EventLog {
         until: Option<u64>,
         readers: &mut Readers,
     ) -> Result<(), Error> {
-        let mut scan = Scan::new(&self.jetstream, &self.reads, subject::events(stream));
+        let crowd = self.crowds.get(usize::from(stream)).ok_or(Error::Unreadable("a stream"))?;
+        let name = subject::events(stream);
+        let mut scan = Scan::new(&crowd.scans, &self.jetstream, &self.reads, name);
         while until.is_none_or(|until| tail.next() < until) {
             let began_at = Instant::now();
             let (mut found, is_end) = scan.next(tail.next(), READ_AT_A_TIME).await?;

@@ -23,7 +23,7 @@ use serde::Serialize;
 use tokio::{sync::oneshot, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{bucket::REMOVALS, scan::Delivery};
+use super::{MAX_BYTES, bucket::REMOVALS};
 use crate::{error::Error, metrics::Origin};
 
 /// What is asked for.
@@ -82,9 +82,23 @@ pub(super) enum Form {
     Delivered { consumer: String, next: u64, most: usize },
 }
 
+/// Where a message comes from that a consumer delivers, as the subject for its acknowledgement tells.
+#[derive(Debug, PartialEq)]
+struct Delivery<'a> {
+    consumer: &'a str,
+    /// Its number in the stream.
+    sequence: u64,
+    /// Its number among all that the consumer has delivered, from 1 on.
+    number: u64,
+    /// How many come after it.
+    pending: u64,
+}
+
 /// An answer on its way.
 struct Answer {
     form: Form,
+    /// How much a consumer has delivered, as the broker counts it.
+    bytes: usize,
     found: Vec<Stored>,
     whole: oneshot::Sender<Whole>,
 }
@@ -163,7 +177,7 @@ impl Reads {
             self.link.confirmed().await?;
         }
         let (whole, answered) = oneshot::channel();
-        let number = self.asked().add(Answer { form, found: Vec::new(), whole });
+        let number = self.asked().add(Answer { form, bytes: 0, found: Vec::new(), whole });
         let _asking = Asking { reads: self, number };
         let reply = format!("{}.{number}", self.inbox);
         let is_sent = self.link.send(1, |out| command::request(out, subject, &reply, body));
@@ -267,9 +281,10 @@ impl Answer {
             None => {}
             // End of batch, and nothing found.
             Some(("204" | "404", _)) => return Ok(true),
-            // All that was asked for, or as much of it as may be read at once.
-            Some(("409", "Batch Completed")) => return Ok(true),
-            Some(("409", "Message Size Exceeds MaxBytes")) if !self.found.is_empty() => {
+            // As much of it as may be read at once.
+            Some(("409", "Message Size Exceeds MaxBytes"))
+                if matches!(self.form, Form::Delivered { .. }) && !self.found.is_empty() =>
+            {
                 return Ok(true);
             }
             Some((code, why)) => return Err(Error::broker(WHAT)(format!("{code} {why}"))),
@@ -306,6 +321,9 @@ impl Answer {
                 _ => is_removed |= REMOVALS.contains(&name),
             }
         }
+        self.bytes +=
+            [message.subject, message.reply, message.headers].map(str::len).iter().sum::<usize>()
+                + message.payload.len();
         self.found.push(Stored {
             subject: message.subject.into(),
             sequence: delivery.sequence,
@@ -316,7 +334,23 @@ impl Answer {
             payload: Bytes::copy_from_slice(message.payload),
             pending: delivery.pending,
         });
-        Ok(self.found.len() == most || delivery.pending == 0)
+        // Of these ends the broker says nothing, or only now and then.
+        Ok(self.found.len() == most || delivery.pending == 0 || self.bytes >= MAX_BYTES)
+    }
+}
+
+impl<'a> Delivery<'a> {
+    /// Reads such a subject: `$JS.ACK.<stream>.<consumer>.<times>.<sequence>.<number>.<time>.<pending>`, with a domain and
+    /// an account before the stream since 2.14 (ADR-15).
+    fn parse(reply: &'a str) -> Option<Self> {
+        let tokens = reply.strip_prefix("$JS.ACK.")?;
+        let before = if tokens.split('.').count() > 7 { 3 } else { 1 };
+        let mut tokens = tokens.split('.').skip(before);
+        let consumer = tokens.next()?;
+        let mut numbers = tokens.skip(1).map(|number| number.parse().ok());
+        let (sequence, number) = (numbers.next()??, numbers.next()??);
+        let pending = numbers.nth(1)??;
+        Some(Self { consumer, sequence, number, pending })
     }
 }
 

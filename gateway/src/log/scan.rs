@@ -4,13 +4,17 @@
 //! anew each time. What it delivers by a consumer goes out as it is stored, which costs it a third, and nothing is counted
 //! before and after each batch.
 
-use std::time::Duration;
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use async_nats::jetstream::{
     Context,
     consumer::{AckPolicy, DeliverPolicy, pull},
 };
 use herald_proto::link::command;
+use tokio::time::{Instant, timeout};
 
 use super::{
     DirectGet, MAX_BYTES,
@@ -18,8 +22,16 @@ use super::{
 };
 use crate::error::Error;
 
+/// What all scans of a stream have to know of each other.
+#[derive(Default)]
+pub(super) struct Scans {
+    /// When the broker last had no consumer to give, or was silent about one.
+    failed_at: Mutex<Option<Instant>>,
+}
+
 /// A scan under way.
 pub(super) struct Scan<'a> {
+    scans: &'a Scans,
     jetstream: &'a Context,
     reads: &'a Reads,
     stream: String,
@@ -28,7 +40,7 @@ pub(super) struct Scan<'a> {
 
 /// How a scan goes on.
 enum Way<'a> {
-    /// By a direct get: a few messages are not worth a consumer.
+    /// By a direct get, which tells how much is left.
     AtFirst,
     /// By a consumer that is to be made.
     Far,
@@ -38,7 +50,7 @@ enum Way<'a> {
     AtLast,
 }
 
-/// A consumer of a scan's own. Dropping it removes it, and so does the broker if that can't be.
+/// A consumer of a scan's own. Dropping it removes it, and so does the broker, after a while, if that can't be.
 struct Consumer<'a> {
     reads: &'a Reads,
     stream: String,
@@ -47,25 +59,39 @@ struct Consumer<'a> {
     next: u64,
 }
 
-/// Where a message comes from that a consumer delivers, as the subject for its acknowledgement tells.
-#[derive(Debug, PartialEq)]
-pub(super) struct Delivery<'a> {
-    pub(super) consumer: &'a str,
-    /// Its number in the stream.
-    pub(super) sequence: u64,
-    /// Its number among all that the consumer has delivered, from 1 on.
-    pub(super) number: u64,
-    /// How many come after it.
-    pub(super) pending: u64,
-}
-
+/// How many messages must be left for a consumer to be worth its while.
+const MANY: u64 = 1024;
+/// How long the broker may take to make a consumer: a crowd waits.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long there are no consumers after one could not be had.
+const PAUSE: Duration = Duration::from_secs(60);
 /// How long the broker keeps a consumer of which nothing is heard.
 const FORSAKEN: Duration = Duration::from_secs(30);
 
+impl Scans {
+    fn failed_at(&self) -> MutexGuard<'_, Option<Instant>> {
+        // Any time will do, whoever panicked while holding the lock.
+        self.failed_at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn have_failed(&self) {
+        *self.failed_at() = Some(Instant::now());
+    }
+
+    fn may_have_consumers(&self) -> bool {
+        self.failed_at().is_none_or(|at| at.elapsed() >= PAUSE)
+    }
+}
+
 impl<'a> Scan<'a> {
     /// A scan that has not begun.
-    pub(super) fn new(jetstream: &'a Context, reads: &'a Reads, stream: String) -> Self {
-        Self { jetstream, reads, stream, way: Way::AtFirst }
+    pub(super) fn new(
+        scans: &'a Scans,
+        jetstream: &'a Context,
+        reads: &'a Reads,
+        stream: String,
+    ) -> Self {
+        Self { scans, jetstream, reads, stream, way: Way::AtFirst }
     }
 
     /// The next messages, at most so many, and whether the stream ends with them. `from` is where the scan begins, and then
@@ -83,6 +109,9 @@ impl<'a> Scan<'a> {
             Ok(_) => {}
             Err(error) => {
                 tracing::warn!(%error, "a log is read without a consumer");
+                if let Error::Silent(_) = error {
+                    self.scans.have_failed();
+                }
                 self.way = Way::AtLast;
             }
         }
@@ -93,11 +122,14 @@ impl<'a> Scan<'a> {
             ..DirectGet::default()
         };
         let found = self.reads.get(&self.stream, &request).await?;
-        if let Way::AtFirst = self.way {
+        let left = found.last().map_or(0, |last| last.pending);
+        if let Way::AtFirst = self.way
+            && left >= MANY
+            && self.scans.may_have_consumers()
+        {
             self.way = Way::Far;
         }
-        let is_end = found.last().is_none_or(|last| last.pending == 0);
-        Ok((found, is_end))
+        Ok((found, left == 0))
     }
 
     /// What the consumer delivers next; nothing without one.
@@ -124,8 +156,10 @@ impl<'a> Consumer<'a> {
         from: u64,
     ) -> Result<Self, Error> {
         let name = format!("scan-{:016x}", fastrand::u64(..));
+        // If this is given up meanwhile, the broker is told so.
+        let consumer = Self { reads, stream, name: name.clone(), next: 1 };
         let config = pull::Config {
-            name: Some(name.clone()),
+            name: Some(name),
             deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: from },
             ack_policy: AckPolicy::None,
             inactive_threshold: FORSAKEN,
@@ -133,9 +167,12 @@ impl<'a> Consumer<'a> {
             num_replicas: 1,
             ..pull::Config::default()
         };
-        let made = jetstream.create_consumer_on_stream(config, &stream).await;
-        made.map_err(Error::broker("scan a log"))?;
-        Ok(Self { reads, stream, name, next: 1 })
+        let made = jetstream.create_consumer_on_stream(config, &consumer.stream);
+        match timeout(PATIENCE, made).await {
+            Ok(Ok(_)) => Ok(consumer),
+            Ok(Err(error)) => Err(Error::broker("scan a log")(error)),
+            Err(_) => Err(Error::Silent("scan a log")),
+        }
     }
 
     /// The next messages, at most so many; none if there are none.
@@ -159,39 +196,18 @@ impl Drop for Consumer<'_> {
     }
 }
 
-impl<'a> Delivery<'a> {
-    /// Reads such a subject: `$JS.ACK.<stream>.<consumer>.<times>.<sequence>.<number>.<time>.<pending>`, with a domain and
-    /// an account before the stream since 2.14 (ADR-15).
-    pub(super) fn parse(reply: &'a str) -> Option<Self> {
-        let tokens = reply.strip_prefix("$JS.ACK.")?;
-        let before = if tokens.split('.').count() > 7 { 3 } else { 1 };
-        let mut tokens = tokens.split('.').skip(before);
-        let consumer = tokens.next()?;
-        let mut numbers = tokens.skip(1).map(|number| number.parse().ok());
-        let (sequence, number) = (numbers.next()??, numbers.next()??);
-        let pending = numbers.nth(1)??;
-        Some(Self { consumer, sequence, number, pending })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn where_a_delivered_message_comes_from_is_read_whatever_the_brokers_age() {
-        let delivery = Delivery { consumer: "scan-1", sequence: 20, number: 7, pending: 3 };
-        for reply in [
-            "$JS.ACK.EVENTS_0.scan-1.1.20.7.1796025718167416328.3",
-            "$JS.ACK._.hash.EVENTS_0.scan-1.1.20.7.1796025718167416328.3",
-            "$JS.ACK.hub.hash.EVENTS_0.scan-1.1.20.7.1796025718167416328.3.random",
-        ] {
-            assert_eq!(Delivery::parse(reply).as_ref(), Some(&delivery), "{reply}");
-        }
-        for reply in
-            ["", "_INBOX_gateway.1.7", "$JS.ACK.EVENTS_0.scan-1.1.20.7.9", "$JS.ACK.a.b.1.x.7.9.3"]
-        {
-            assert_eq!(Delivery::parse(reply), None, "{reply}");
-        }
+    #[tokio::test(start_paused = true)]
+    async fn after_a_consumer_that_could_not_be_had_there_are_none_for_some_time() {
+        let scans = Scans::default();
+        assert!(scans.may_have_consumers());
+        scans.have_failed();
+        tokio::time::advance(PAUSE / 2).await;
+        assert!(!scans.may_have_consumers());
+        tokio::time::advance(PAUSE / 2).await;
+        assert!(scans.may_have_consumers());
     }
 }

@@ -128,16 +128,23 @@ async fn connections_have_room_in_a_gateways_memory() -> Result<()> {
 }
 
 #[tokio::test]
-async fn workers_may_make_the_event_streams_they_are_told_of_and_no_others() -> Result<()> {
+async fn workers_may_make_the_event_streams_they_are_told_of_and_gateways_read_them_and_no_others()
+-> Result<()> {
     for site in sites().await? {
         let (_, container) = pod(&site, "herald-worker")?;
         let Does::Run(config) = worker(&site, container)? else { anyhow::bail!("it does not run") };
         let streams = config.event_streams.context("no number of event streams")?;
         let accounts = site.manifests.config_map("herald-nats-accounts")?;
         let accounts = accounts.get("accounts.conf").context("no accounts.conf")?;
-        for what in ["STREAM.CREATE", "STREAM.PURGE", "CONSUMER.CREATE", "CONSUMER.MSG.NEXT"] {
+        let (of_gateways, of_workers) =
+            accounts.split_once("worker_permissions").context("no permissions of workers")?;
+        let consumers = ["CONSUMER.CREATE", "CONSUMER.DELETE", "CONSUMER.MSG.NEXT"];
+        let of_gateways = consumers.map(|what| (of_gateways, what));
+        let streams_too = ["STREAM.CREATE", "STREAM.PURGE"].iter().chain(&consumers);
+        for (of, what) in of_gateways.into_iter().chain(streams_too.map(|what| (of_workers, *what)))
+        {
             let prefix = format!("\"$JS.API.{what}.");
-            let found = accounts.lines().filter_map(|line| line.trim().strip_prefix(&prefix));
+            let found = of.lines().filter_map(|line| line.trim().strip_prefix(&prefix));
             let found = found.filter_map(|rest| rest.split(['.', '"']).next());
             let found: Vec<&str> = found.filter(|stream| stream.starts_with("EVENTS_")).collect();
             let wanted: Vec<String> = (0..streams).map(subject::events).collect();

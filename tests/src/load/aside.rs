@@ -113,14 +113,16 @@ fn figures(windows: &[Window]) -> Vec<Figure> {
         figures.extend(figure::percentiles(&name, &window.steady()));
     }
     if let [before, during, ..] = windows {
-        let ratio = |name: &str, before: Latency, during: Latency| {
-            let ratio = figure::number(during.p99_us) / figure::number(before.p99_us.max(1));
-            Figure::new(name, ratio, "times")
+        let mut ratio = |name: &str, before: Latency, during: Latency| {
+            // Of fewer there is no such percentile.
+            if before.count.min(during.count) >= 100 {
+                let ratio = figure::number(during.p99_us) / figure::number(before.p99_us.max(1));
+                figures.push(Figure::new(name, ratio, "times"));
+            }
         };
         let event = |window: &Window| window.latency(Span::Event);
-        figures.push(ratio("chat: event p99 during / before", event(before), event(during)));
-        let name = "chat, steady: event p99 during / before";
-        figures.push(ratio(name, before.steady(), during.steady()));
+        ratio("chat: event p99 during / before", event(before), event(during));
+        ratio("chat, steady: event p99 during / before", before.steady(), during.steady());
     }
     figures
 }

@@ -38,7 +38,7 @@ pub async fn run_with(args: &Args, target: &Target, pairs: Vec<Pair>) -> Result<
     let mut latencies = vec![
         ("send -> response", window.latency(Span::Response)),
         ("send -> event", window.latency(Span::Event)),
-        ("  in steady times", window.steady()),
+        ("send -> event, steady", window.steady()),
     ];
     if shared.with_receipts {
         latencies.push(("send -> receipt", window.latency(Span::Receipt)));

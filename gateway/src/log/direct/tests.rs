@@ -12,7 +12,7 @@ fn part(sequence: u64, before: u64, more: &str) -> String {
 }
 
 fn answer() -> Answer {
-    Answer { form: Form::Batch, found: Vec::new(), whole: oneshot::channel().0 }
+    Answer { form: Form::Batch, bytes: 0, found: Vec::new(), whole: oneshot::channel().0 }
 }
 
 #[test]
@@ -59,7 +59,7 @@ fn delivered<'a>(reply: &'a str, payload: &'a [u8]) -> Message<'a> {
 fn delivery(reads: &Reads, next: u64, most: usize) -> oneshot::Receiver<Whole> {
     let (whole, answered) = oneshot::channel();
     let form = Form::Delivered { consumer: "scan-1".into(), next, most };
-    reads.asked().add(Answer { form, found: Vec::new(), whole });
+    reads.asked().add(Answer { form, bytes: 0, found: Vec::new(), whole });
     answered
 }
 
@@ -97,7 +97,6 @@ fn what_is_said_at_the_end_of_what_was_delivered_is_understood() {
     let too_large = "NATS/1.0 409 Message Size Exceeds MaxBytes\r\n\r\n";
     for (end, is_end_of_none) in [
         ("NATS/1.0 404 No Messages\r\n\r\n", true),
-        ("NATS/1.0 409 Batch Completed\r\nNats-Pending-Bytes: 9\r\n\r\n", true),
         (too_large, false),
         ("NATS/1.0 409 Consumer Deleted\r\n\r\n", false),
     ] {
@@ -146,4 +145,32 @@ async fn whoever_waits_is_told_that_the_connection_is_lost() {
     reads.asked().answers.insert(7, answer);
     reads.lost();
     assert!(answered.await.is_err());
+}
+
+#[test]
+fn where_a_delivered_message_comes_from_is_read_whatever_the_brokers_age() {
+    let delivery = Delivery { consumer: "scan-1", sequence: 20, number: 7, pending: 3 };
+    for reply in [
+        "$JS.ACK.EVENTS_0.scan-1.1.20.7.1796025718167416328.3",
+        "$JS.ACK._.hash.EVENTS_0.scan-1.1.20.7.1796025718167416328.3",
+        "$JS.ACK.hub.hash.EVENTS_0.scan-1.1.20.7.1796025718167416328.3.random",
+    ] {
+        assert_eq!(Delivery::parse(reply).as_ref(), Some(&delivery), "{reply}");
+    }
+    for reply in
+        ["", "_INBOX_gateway.1.7", "$JS.ACK.EVENTS_0.scan-1.1.20.7.9", "$JS.ACK.a.b.1.x.7.9.3"]
+    {
+        assert_eq!(Delivery::parse(reply), None, "{reply}");
+    }
+}
+
+#[test]
+fn as_much_as_may_be_read_at_once_is_an_end_of_which_nothing_is_said() {
+    let reads = Reads::new();
+    let mut full = delivery(&reads, 1, 9);
+    let half = vec![b'x'; MAX_BYTES / 2];
+    reads.receive(&delivered("$JS.ACK.EVENTS_0.scan-1.1.20.1.9.7", &half));
+    assert!(full.try_recv().is_err());
+    reads.receive(&delivered("$JS.ACK.EVENTS_0.scan-1.1.21.2.9.6", &half));
+    assert_eq!(sequences(&mut full).as_deref(), Some(&[20, 21][..]));
 }

@@ -93,7 +93,7 @@ impl Display for Traffic {
         )?;
         writeln!(
             f,
-            "{:<20}{:>10}{:>10}{:>10}{:>10}{:>10}",
+            "{:<24}{:>10}{:>10}{:>10}{:>10}{:>10}",
             "latency, ms", "p50", "p95", "p99", "max", "count"
         )?;
         for (name, latency) in &self.latencies {
@@ -101,7 +101,7 @@ impl Display for Traffic {
                 [latency.p50_us, latency.p95_us, latency.p99_us, latency.max_us]
                     .map(|micros| ratio(micros, 1000.0));
             let count = latency.count;
-            writeln!(f, "{name:<20}{p50:>10.2}{p95:>10.2}{p99:>10.2}{max:>10.2}{count:>10}")?;
+            writeln!(f, "{name:<24}{p50:>10.2}{p95:>10.2}{p99:>10.2}{max:>10.2}{count:>10}")?;
         }
         processes(f, &self.processes, (self.completed_in_window, "msg"), self.window_seconds)?;
         if self.devices > 1 {
