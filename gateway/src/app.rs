@@ -39,6 +39,7 @@ use crate::{
     server::Server,
     session::Shared,
     tap::Tap,
+    turns::Rests,
     waiting::Waiting,
 };
 
@@ -341,10 +342,13 @@ async fn compare(log: &EventLog, registry: &Registry, users: &[UserId]) -> Resul
         return Ok(());
     }
     log.refresh().await?;
+    let mut rests = Rests::begin();
     for users in users.chunks(SWEEP_CHUNK) {
         for (user, end) in log.ends(users).await? {
             registry.tail(&user, end);
         }
+        // The broker appends nothing to a log while it looks for the ends of others.
+        rests.rest().await;
     }
     Ok(())
 }
