@@ -11,7 +11,7 @@ use async_nats::{
     jetstream::{Context, context::ContextBuilder},
 };
 use herald_proto::{
-    UserId, broker, instance,
+    EventId, UserId, broker, instance,
     link::{Link, dial::Dialer},
     metrics::{Kind, Registry as Metered, nats, otlp, process},
     subject,
@@ -53,8 +53,11 @@ const GOODBYE: Duration = Duration::from_secs(4);
 const TOPOLOGY_PAUSE: Duration = Duration::from_millis(250);
 /// How often to look whether the connection was lost since the last sweep.
 const SWEEP_LOOK: Duration = Duration::from_secs(1);
-/// Users whose logs are compared in one request.
-const SWEEP_CHUNK: usize = 64;
+/// The most and the fewest users whose logs are compared in one request.
+const SWEEP_MOST: usize = 64;
+const SWEEP_FEWEST: usize = 2;
+/// How long a request takes for which the broker has all it needs in memory, at most.
+const SWEEP_MOMENT: Duration = Duration::from_millis(10);
 
 /// Where a gateway listens.
 pub struct Listeners {
@@ -312,6 +315,8 @@ async fn sweep(
     let mut tick = tokio::time::interval(every.min(SWEEP_LOOK));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut swept_at, mut connects, mut again) = (Instant::now(), (0, 0), false);
+    // Where logs had come to before all were compared last, and before those came who are new now: what is older, they have.
+    let (mut compared, mut known) = (log.reached_by_all(), log.reached_by_all());
     loop {
         tokio::select! {
             _ = tick.tick() => {}
@@ -322,33 +327,51 @@ async fn sweep(
         let is_new = std::mem::replace(&mut connects, connected) != connected;
         // A server that has confirmed a tap may not have told the others of its cluster yet: who is new is looked at
         // once more.
+        let reached = log.reached_by_all();
         let newcomers = registry.newcomers();
-        let users = if is_new || again || swept_at.elapsed() >= every {
+        let all = is_new || again || swept_at.elapsed() >= every;
+        let (users, since) = if all {
             swept_at = Instant::now();
-            registry.users()
+            (registry.users(), &compared)
         } else {
-            newcomers
+            (newcomers, &known)
         };
         again = is_new;
-        if let Err(error) = compare(&log, &registry, &users).await {
-            tracing::warn!(%error, "logs can't be compared, trying again");
-            again = true;
+        match compare(&log, &registry, &users, since).await {
+            Ok(()) if all => compared.clone_from(&reached),
+            Ok(()) => {}
+            Err(error) => {
+                tracing::warn!(%error, "logs can't be compared, trying again");
+                again = true;
+            }
         }
+        known = reached;
     }
 }
 
-async fn compare(log: &EventLog, registry: &Registry, users: &[UserId]) -> Result<(), Error> {
+async fn compare(
+    log: &EventLog,
+    registry: &Registry,
+    users: &[UserId],
+    since: &[EventId],
+) -> Result<(), Error> {
     if users.is_empty() {
         return Ok(());
     }
     log.refresh().await?;
-    let mut rests = Rests::begin();
-    for users in users.chunks(SWEEP_CHUNK) {
-        for (user, end) in log.ends(users).await? {
+    let (mut left, mut count, mut rests) = (users, SWEEP_FEWEST, Rests::begin());
+    while !left.is_empty() {
+        let asked_at = Instant::now();
+        let (some, others) = left.split_at(count.min(left.len()));
+        for (user, end) in log.ends(some, since).await? {
             registry.tail(&user, end);
         }
-        // The broker appends nothing to a log while it looks for the ends of others.
+        // The broker appends nothing to a log while it looks for the ends of others, which can take long if it has to read
+        // blocks from disk.
+        let is_fast = asked_at.elapsed() < SWEEP_MOMENT;
+        count = if is_fast { count * 2 } else { count / 4 }.clamp(SWEEP_FEWEST, SWEEP_MOST);
         rests.rest().await;
+        left = others;
     }
     Ok(())
 }

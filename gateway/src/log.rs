@@ -9,7 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use async_nats::jetstream::{Context, kv};
@@ -25,6 +25,7 @@ mod direct;
 mod scan;
 mod tail;
 
+use alone::Log;
 pub use bucket::BucketKey;
 use crowd::{Crowd, Turn};
 pub use direct::Reads;
@@ -102,6 +103,8 @@ const TOGETHER: usize = 64;
 const MAX_BYTES: usize = 256 * 1024;
 /// The most events read from a log at once: the broker does nothing else for this connection meanwhile.
 const MAX_EVENTS: usize = 1024;
+/// How long what the broker has said of a stream will do where it need not be exact.
+const RECENT: Duration = Duration::from_millis(100);
 
 impl EventLog {
     /// The logs, which are read through `reads`. `opening` is how many sessions begin: they are about to read theirs.
@@ -186,7 +189,7 @@ impl EventLog {
             return known(&stored.payload);
         }
         let last = self.last_event(user).await?;
-        let cursor = last.unwrap_or_else(|| self.reached(user));
+        let cursor = last.unwrap_or_else(|| self.reached(self.topology.event_stream(user)));
         match self.cursors.create(&key, cursor.to_string().into()).await {
             Ok(_) => Ok(Place { cursor, begins_after: Some(last.unwrap_or(EventId::NONE)) }),
             // The read above may have been answered by a replica that lags: the leader knows better.
@@ -198,9 +201,14 @@ impl EventLog {
         }
     }
 
-    fn reached(&self, user: &UserId) -> EventId {
-        let stream = usize::from(self.topology.event_stream(user));
-        EventId(self.reached.get(stream).map_or(0, |reached| reached.load(Ordering::Relaxed)))
+    fn reached(&self, stream: u16) -> EventId {
+        let reached = self.reached.get(usize::from(stream));
+        EventId(reached.map_or(0, |reached| reached.load(Ordering::Relaxed)))
+    }
+
+    /// For each event stream an id that it has reached.
+    pub fn reached_by_all(&self) -> Vec<EventId> {
+        (0..self.topology.event_streams).map(|stream| self.reached(stream)).collect()
     }
 
     async fn last_event(&self, user: &UserId) -> Result<Option<EventId>, Error> {
@@ -247,15 +255,16 @@ impl EventLog {
         let limit = limit.min(MAX_EVENTS);
         let (subject, stream) =
             (self.topology.event_subject(user), self.topology.event_stream(user));
-        let found = match self.turn(stream, &subject, after, limit).await? {
+        let log = Log { stream, subject: &subject, after, limit };
+        let found = match self.turn(log).await? {
             Turn::Served(found) => found,
-            Turn::Alone(_place) => self.read(stream, &subject, after, limit, goes_on).await?,
+            Turn::Alone(place) => self.read(log, goes_on, place).await?,
         };
         let resync = if found.is_there || self.reaches_back(stream, after, found.later).await? {
             None
         } else {
             let first = found.events.first().map(|first| EventId(first.sequence - 1));
-            let place = first.unwrap_or_else(|| self.reached(user));
+            let place = first.unwrap_or_else(|| self.reached(stream));
             tracing::warn!(
                 event.id = after.0,
                 herald.place = place.0,
@@ -311,12 +320,26 @@ impl EventLog {
         Ok(extent)
     }
 
+    /// How far a stream reached a moment ago.
+    async fn recent_extent(&self, number: u16) -> Result<Extent, Error> {
+        let shared = self.extents.get(usize::from(number)).ok_or(Error::Unreadable("a stream"))?;
+        let recent = *shared.lock().await;
+        match recent.filter(|extent| extent.asked_at.elapsed() < RECENT) {
+            Some(extent) => Ok(extent),
+            None => self.extent(number).await,
+        }
+    }
+
     /// For each of these users a place that its sessions must have reached: the id of its last event, or the end of
-    /// what is void.
+    /// what is void. Of events up to `since`, by stream, nothing need be told: the broker reads each one that it tells of.
     ///
     /// # Errors
     /// If the broker fails.
-    pub async fn ends(&self, users: &[UserId]) -> Result<Vec<(UserId, EventId)>, Error> {
+    pub async fn ends(
+        &self,
+        users: &[UserId],
+        since: &[EventId],
+    ) -> Result<Vec<(UserId, EventId)>, Error> {
         let mut ends = Vec::new();
         for stream in 0..self.topology.event_streams {
             let mut by_subject: HashMap<String, &UserId> = users
@@ -330,6 +353,7 @@ impl EventLog {
             let void = self.void(stream).await?;
             let subjects: Vec<String> = by_subject.keys().cloned().collect();
             let request = DirectGet {
+                seq: since.get(usize::from(stream)).map(|since| since.0 + 1),
                 multi_last: &subjects,
                 batch: Some(subjects.len()),
                 ..DirectGet::default()

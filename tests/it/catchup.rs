@@ -6,7 +6,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use async_nats::jetstream::{self, Context, message::PublishMessage};
+use async_nats::{
+    Subscriber,
+    jetstream::{self, Context, message::PublishMessage},
+};
 use futures::{FutureExt as _, StreamExt as _, future::try_join_all};
 use herald_proto::{UserId, subject};
 use herald_tests::{
@@ -17,7 +20,7 @@ use herald_tests::{
         wire::{self, Frame, Id},
     },
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::timeout;
 
 /// How long everything together may take at most: far longer than it does.
@@ -40,14 +43,23 @@ async fn gateway(flags: &[&str]) -> Result<(Cluster, Child, Context)> {
 
 /// Puts `count` events with bodies of about `size` bytes into a user's log: messages 1, 2, 3 … of one chat.
 async fn fill(broker: &Context, user: &str, count: u64, size: usize) -> Result<()> {
-    let subject = subject::event(0, &UserId::new(user)?);
+    fill_all(broker, (1..=count).map(|n| (user, n)), size).await
+}
+
+/// Puts such events into the logs of these users, each with the number of its message.
+async fn fill_all(
+    broker: &Context,
+    events: impl Iterator<Item = (&str, u64)>,
+    size: usize,
+) -> Result<()> {
     let message = "x".repeat(size);
     let mut unconfirmed = VecDeque::new();
-    for n in 1..=count {
+    for (user, n) in events {
+        let subject = subject::event(0, &UserId::new(user)?);
         let event = json!({"type": "event", "timestamp": 1, "eventType": "new", "payload": {"chatId": "peer",
             "messageId": n, "clientMessageId": n.to_string(), "message": message, "missed": n}});
         let message = PublishMessage::build().payload(event.to_string().into());
-        unconfirmed.push_back(broker.send_publish(subject.clone(), message).await?);
+        unconfirmed.push_back(broker.send_publish(subject, message).await?);
         if unconfirmed.len() > 500
             && let Some(oldest) = unconfirmed.pop_front()
         {
@@ -263,4 +275,89 @@ async fn however_many_a_device_missed_it_gets_them_all() -> Result<()> {
         all.with_context(|| format!("{count} missed again"))?;
     }
     Ok(())
+}
+
+/// What the broker is asked for directly about event stream 0.
+async fn direct_gets(cluster: &Cluster) -> Result<(Subscriber, async_nats::Client)> {
+    let client = async_nats::connect(cluster.broker.url()).await?;
+    let gets = client.subscribe("$JS.API.DIRECT.GET.EVENTS_0").await?;
+    client.flush().await?;
+    Ok((gets, client))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_away_for_long_gets_everything_and_nobody_has_to_wait_for_a_batch_of_it()
+-> Result<()> {
+    const MISSED: u64 = 40;
+    const BETWEEN: u64 = 500;
+    let (cluster, gateway, broker) = gateway(&[]).await?;
+    let url = format!("ws://{}/ws", gateway.address);
+    let mut last = None;
+    for _ in 0..2 {
+        Connection::login(&url, "away").await?.close().await;
+        let others = |n| (1..=BETWEEN).map(move |other| ("bystander", n * BETWEEN + other));
+        let events = (1..=MISSED).flat_map(|n| [("away", n)].into_iter().chain(others(n)));
+        fill_all(&broker, events, 10).await?;
+        let (mut gets, _client) = direct_gets(&cluster).await?;
+        let mut device = Connection::connect(&url, "away", "default").await?;
+        last = drain_after(&mut device, last, MISSED, |_| Ok(())).await?;
+        device.close().await;
+        let (mut reads, mut batches) = (0, 0);
+        while let Some(get) = gets.next().now_or_never().flatten() {
+            let get: Value = serde_json::from_slice(&get.payload)?;
+            reads += u64::from(get["next_by_subj"].is_string());
+            batches += u64::from(get["next_by_subj"].is_string() && get["batch"].is_u64());
+        }
+        ensure!(reads > MISSED && batches == 0, "{reads} reads, {batches} batches");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_away_for_so_long_that_events_were_dropped_is_told_however_many_are_left()
+-> Result<()> {
+    const BETWEEN: u64 = 200;
+    let options = Options::of(1, 1).worker_flags(&["--events-max-per-user", "100"]);
+    let cluster = Cluster::start(Backend::Sqlite, options).await?;
+    let broker = jetstream::new(async_nats::connect(cluster.broker.url()).await?);
+    // The stream reaches back.
+    fill(&broker, "older", 1, 10).await?;
+    for missed in [100, 101] {
+        let user = format!("missed-{missed}");
+        cluster.connect(&user).await?.close().await?;
+        let others = |n| (1..=BETWEEN).map(move |other| ("bystander", n * BETWEEN + other));
+        let events = (1..=missed).flat_map(|n| [(&*user, n)].into_iter().chain(others(n)));
+        fill_all(&broker, events, 10).await?;
+        let first = cluster.connect(&user).await?.recv().await?;
+        // A log that is as full as it may be could have lost some.
+        ensure!(first["eventType"] == "resync", "{missed}: {first}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_heard_live_is_found_by_a_sweep_which_asks_for_nothing_older_than_the_last()
+-> Result<()> {
+    let options = Options::of(1, 1).gateway_flags(&["--sweep", "1s"]);
+    let cluster = Cluster::start(Backend::Sqlite, options).await?;
+    let broker = jetstream::new(async_nats::connect(cluster.broker.url()).await?);
+    let (mut gets, _client) = direct_gets(&cluster).await?;
+    let mut device = Connection::login(&cluster.url(0)?, "listener").await?;
+    fill(&broker, "listener", 1, 10).await?;
+    let heard = drain_after(&mut device, None, 1, |_| Ok(())).await?;
+    // From now on nothing is heard.
+    let config = broker.get_stream(subject::events(0)).await?.cached_info().config.clone();
+    broker.update_stream(jetstream::stream::Config { republish: None, ..config }).await?;
+    fill(&broker, "listener", 1, 10).await?;
+    let found = drain_after(&mut device, heard, 1, |_| Ok(())).await?;
+    let newer = async {
+        while let Some(get) = gets.next().await {
+            let get: Value = serde_json::from_slice(&get.payload)?;
+            if get["multi_last"].is_array() && get["seq"].as_u64() > found {
+                return Ok(());
+            }
+        }
+        anyhow::bail!("the subscription has ended")
+    };
+    timeout(GENEROUS, newer).await.context("a sweep asks for what it knows")?
 }

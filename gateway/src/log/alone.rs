@@ -1,69 +1,132 @@
 //! Reads of a log by one device.
 
-use herald_proto::{EventId, subject};
+use std::time::Duration;
 
-use super::{DirectGet, EventLog, Found, MAX_BYTES};
+use futures::TryStreamExt;
+use herald_proto::{EventId, subject};
+use tokio::{
+    sync::SemaphorePermit,
+    time::{Instant, sleep},
+};
+
+use super::{DirectGet, EventLog, Found, MAX_BYTES, Stored};
 use crate::error::Error;
 
 /// How many events are no longer few, and are read at once: most devices have missed fewer.
 const FEW: usize = 16;
+/// How many messages of a stream may come after what is read at once: they lie in a block or two.
+const NEAR: u64 = 1 << 14;
+/// How long the broker takes for an event that it has in memory, at most, and how long it is left alone for one that it has
+/// not, at most.
+const MOMENT: Duration = Duration::from_millis(3);
+const LONGEST: Duration = Duration::from_millis(50);
+
+/// A user's log that is read.
+#[derive(Clone, Copy)]
+pub(super) struct Log<'a> {
+    pub(super) stream: u16,
+    pub(super) subject: &'a str,
+    pub(super) after: EventId,
+    pub(super) limit: usize,
+}
 
 impl EventLog {
-    /// Reads a user's events alone: one by one, unless it `goes_on` or they turn out to be many. Before it answers with a
-    /// batch, and after it, the broker counts what is pending: it reads blocks of the stream for that, from disk if it has
-    /// to, and takes nothing new for the stream meanwhile.
+    /// Reads a user's events alone, in `place`.
+    ///
+    /// While the broker answers, it appends nothing to the stream, and it reads a block of it from disk for each event that
+    /// lies in another one: some ten milliseconds. For a batch it does that for all of them, and once more to count what is
+    /// pending. So few events are read one by one, unless the read `goes_on`, and so is what lies far back: with rests
+    /// between, and by one device at a time, or all who chat would wait for those who come back.
     pub(super) async fn read(
         &self,
-        stream: u16,
-        subject: &str,
-        after: EventId,
-        limit: usize,
+        log: Log<'_>,
         goes_on: bool,
+        place: SemaphorePermit<'_>,
     ) -> Result<Found, Error> {
-        let few = if goes_on { None } else { self.read_few(stream, subject, after, limit).await? };
-        match few {
-            Some(found) => Ok(found),
-            None => self.read_many(stream, subject, after, limit).await,
+        let extent = self.recent_extent(log.stream).await?;
+        if extent.last.saturating_sub(log.after.0) > NEAR {
+            // Those who have little to read need not wait for it.
+            drop(place);
+            return self.read_far(log).await;
         }
+        if !goes_on && let Some(found) = self.read_few(log).await? {
+            return Ok(found);
+        }
+        self.read_many(log).await
     }
 
-    /// Reads all of a user's events after `after` if they are few and small: `None` if they are not.
-    async fn read_few(
-        &self,
-        stream: u16,
-        subject: &str,
-        after: EventId,
-        limit: usize,
-    ) -> Result<Option<Found>, Error> {
-        let name = subject::events(stream);
-        let get = async |sequence: u64| {
-            let (seq, next_by_subj) = (Some(sequence.max(1)), Some(subject));
-            let request = DirectGet { seq, next_by_subj, ..DirectGet::default() };
-            Ok::<_, Error>(self.reads.get(&name, &request).await?.pop())
-        };
+    /// The next event of a user from `sequence` on.
+    async fn next(&self, log: Log<'_>, sequence: u64) -> Result<Option<Stored>, Error> {
+        let (seq, next_by_subj) = (Some(sequence.max(1)), Some(log.subject));
+        let request = DirectGet { seq, next_by_subj, ..DirectGet::default() };
+        Ok(self.reads.get(&subject::events(log.stream), &request).await?.pop())
+    }
+
+    /// Reads all of a user's events if they are few and small: `None` if they are not.
+    async fn read_few(&self, log: Log<'_>) -> Result<Option<Found>, Error> {
+        let Log { after, limit, .. } = log;
         let (mut events, mut last, mut bytes) = (Vec::new(), after.0, 0);
-        while let Some(event) = get(last + 1).await? {
+        while let Some(event) = self.next(log, last + 1).await? {
             (last, bytes) = (event.sequence, bytes + event.payload.len());
             events.push(event);
             if events.len() >= FEW.min(limit) || bytes >= MAX_BYTES {
                 return Ok(None);
             }
         }
-        // Asked for last: its presence proves that nothing after it had been dropped when the others were read.
-        let own = get(after.0).await?;
-        let is_there = own.is_some_and(|own| own.sequence == after.0);
+        let is_there = self.is_there(log).await?;
         let later = events.len() as u64;
         Ok(Some(Found { events, is_there, later, more: false }))
     }
 
+    /// Whether the event that is read from is there. Asked for last: its presence proves that nothing after it had been
+    /// dropped when the others were read.
+    async fn is_there(&self, log: Log<'_>) -> Result<bool, Error> {
+        let own = self.next(log, log.after.0).await?;
+        Ok(own.is_some_and(|own| own.sequence == log.after.0))
+    }
+
+    /// Reads the next events of a user that lie far back.
+    async fn read_far(&self, log: Log<'_>) -> Result<Found, Error> {
+        let crowd =
+            self.crowds.get(usize::from(log.stream)).ok_or(Error::Unreadable("a stream"))?;
+        let _turn = crowd.far.acquire().await.map_err(Error::broker("read a log"))?;
+        let (mut events, mut last, mut bytes) = (Vec::new(), log.after.0, 0);
+        let mut more = false;
+        loop {
+            let asked_at = Instant::now();
+            let Some(event) = self.next(log, last + 1).await? else { break };
+            let took = asked_at.elapsed();
+            (last, bytes) = (event.sequence, bytes + event.payload.len());
+            events.push(event);
+            if took > MOMENT {
+                sleep(took.min(LONGEST)).await;
+            }
+            more = events.len() >= log.limit || bytes >= MAX_BYTES;
+            if more {
+                break;
+            }
+        }
+        let is_there = self.is_there(log).await?;
+        // Where the one that was read from has been dropped, so have all before it: the others come after it.
+        let is_known = is_there || !more;
+        let later = if is_known { events.len() as u64 } else { self.count(log).await? };
+        Ok(Found { events, is_there, later, more })
+    }
+
+    /// How many events a user has. The broker knows it without reading them.
+    async fn count(&self, log: Log<'_>) -> Result<u64, Error> {
+        let what = "count a user's events";
+        let stream = self.jetstream.get_stream_no_info(subject::events(log.stream)).await;
+        let stream = stream.map_err(Error::broker(what))?;
+        let counts = stream.info_with_subjects(log.subject).await.map_err(Error::broker(what))?;
+        let counts: Vec<(String, usize)> =
+            counts.try_collect().await.map_err(Error::broker(what))?;
+        Ok(counts.into_iter().map(|(_, count)| count as u64).sum())
+    }
+
     /// Reads the next events of a user at once.
-    async fn read_many(
-        &self,
-        stream: u16,
-        subject: &str,
-        after: EventId,
-        limit: usize,
-    ) -> Result<Found, Error> {
+    async fn read_many(&self, log: Log<'_>) -> Result<Found, Error> {
+        let Log { stream, subject, after, limit } = log;
         // From the event itself on: its presence proves that nothing after it was dropped.
         let from = |sequence: u64| DirectGet {
             seq: Some(sequence.max(1)),

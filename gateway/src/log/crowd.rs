@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::{
-    EventLog, Found, Stored,
+    EventLog, Found, Log, Stored,
     scan::{Scan, Scans},
     tail::Tail,
 };
@@ -30,6 +30,8 @@ use crate::{error::Error, turns::Rests};
 pub(super) struct Crowd {
     /// One for each read that may be under way.
     places: Semaphore,
+    /// For the one that reads what lies far back.
+    pub(super) far: Semaphore,
     waiting: Mutex<Waiting>,
     /// What was read for a crowd. Whoever holds it reads for all who wait.
     tail: tokio::sync::Mutex<Tail>,
@@ -107,7 +109,8 @@ const KEPT: Duration = Duration::from_secs(3);
 impl Crowd {
     pub(super) fn new() -> Self {
         let (waiting, tail) = (Mutex::default(), tokio::sync::Mutex::default());
-        Self { places: Semaphore::new(AT_ONCE), waiting, tail, scans: Scans::default() }
+        let (places, far) = (Semaphore::new(AT_ONCE), Semaphore::new(1));
+        Self { places, far, waiting, tail, scans: Scans::default() }
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
@@ -131,29 +134,27 @@ impl Crowd {
     }
 
     /// Takes those who wait and for whom nothing or little has to be read: what they need is kept, or lies close enough
-    /// to the stream's end, `last`. And the place of the one that is furthest behind, taken or next in line. `coming` are
-    /// about to join them.
+    /// to the stream's end, `last`. Those who came first go first: whoever has the turn is one of them. And the place of
+    /// the one that is furthest behind, taken or next in line. `coming` are about to join them.
     fn take(&self, last: u64, tail: &Tail, coming: usize) -> (Vec<Reader>, EventId) {
         let (kept, waiting) = (tail.from(), &mut *self.waiting());
         let (now, before) = waiting.asked;
         let expected = if tail.has_room() { now + before + coming as u64 } else { 0 };
         let readers = &mut waiting.readers;
         readers.retain(|reader| !reader.answer.is_closed());
-        readers.sort_unstable_by_key(|reader| Reverse(reader.after));
-        let is_kept = |reader: &Reader| kept.is_some_and(|from| from <= reader.after.0);
-        let is_close = |count: usize, reader: &Reader| {
+        let mut places: Vec<EventId> = readers.iter().map(|reader| reader.after).collect();
+        places.sort_unstable_by_key(|after| Reverse(*after));
+        let is_kept = |after: EventId| kept.is_some_and(|from| from <= after.0);
+        let is_close = |count: usize, after: EventId| {
             let reach = reach(expected.max(count as u64));
-            count.max(coming) >= FEWEST && last.saturating_sub(reader.after.0) <= reach
+            count.max(coming) >= FEWEST && last.saturating_sub(after.0) <= reach
         };
-        let count = (1..)
-            .zip(readers.iter())
-            .filter(|(count, reader)| is_kept(reader) || is_close(*count, reader))
-            .map(|(count, _)| count)
-            .last()
-            .unwrap_or(0);
-        let first = count.checked_sub(1).and_then(|last| readers.get(last));
-        let first = first.map_or(EventId::NONE, |reader| reader.after);
-        (readers.drain(..count.min(MOST)).collect(), first)
+        let served =
+            |(count, after): &(usize, EventId)| is_kept(*after) || is_close(*count, *after);
+        let Some((_, first)) = (1..).zip(places).filter(served).last() else {
+            return (Vec::new(), EventId::NONE);
+        };
+        (readers.extract_if(.., |reader| reader.after >= first).take(MOST).collect(), first)
     }
 
     /// Begins to read for a crowd; returns too whether it is the first one for some time.
@@ -185,13 +186,8 @@ impl EventLog {
     }
 
     /// Waits for a turn to read a user's events after `after`; whoever gets one when a crowd waits reads for it first.
-    pub(super) async fn turn(
-        &self,
-        stream: u16,
-        subject: &str,
-        after: EventId,
-        limit: usize,
-    ) -> Result<Turn<'_>, Error> {
+    pub(super) async fn turn(&self, log: Log<'_>) -> Result<Turn<'_>, Error> {
+        let Log { stream, subject, after, limit } = log;
         let crowd = self.crowds.get(usize::from(stream)).ok_or(Error::Unreadable("a stream"))?;
         if !crowd.asked()
             && self.coming() < FEWEST

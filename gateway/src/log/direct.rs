@@ -255,21 +255,42 @@ impl Drop for Asking<'_> {
     }
 }
 
+impl Stored {
+    /// What a message brings that was stored under `subject`.
+    fn new(message: &Message<'_>, subject: &str, sequence: u64, pending: u64) -> Self {
+        let (mut message_id, mut traceparent, mut is_removed) = (None, None, false);
+        for (name, value) in protocol::fields(message.headers) {
+            match name {
+                header::MESSAGE_ID => message_id = Some(value),
+                header::TRACEPARENT => traceparent = value.parse().ok(),
+                _ => is_removed |= REMOVALS.contains(&name),
+            }
+        }
+        Self {
+            subject: subject.into(),
+            sequence,
+            traceparent,
+            origin: Origin::of(message_id, traceparent),
+            is_removed,
+            // Copied: the connection's buffer must not be kept for as long as what is read.
+            payload: Bytes::copy_from_slice(message.payload),
+            pending,
+        }
+    }
+}
+
 impl Answer {
     /// Takes a part of it; returns whether that is its end.
     fn take(&mut self, message: &Message<'_>) -> Result<bool, Error> {
-        let Message { headers, payload, .. } = *message;
+        let headers = message.headers;
         let (mut subject, mut sequence, mut pending, mut before) = (None, None, 0, None);
-        let (mut message_id, mut traceparent, mut is_removed) = (None, None, false);
         for (name, value) in protocol::fields(headers) {
             match name {
                 "Nats-Subject" => subject = Some(value),
                 "Nats-Sequence" => sequence = value.parse().ok(),
                 "Nats-Num-Pending" => pending = value.parse().unwrap_or(0),
                 "Nats-Last-Sequence" => before = value.parse().ok(),
-                header::MESSAGE_ID => message_id = Some(value),
-                header::TRACEPARENT => traceparent = value.parse().ok(),
-                _ => is_removed |= REMOVALS.contains(&name),
+                _ => {}
             }
         }
         // Each message names the one before it, and the end the last one: nothing is left out unnoticed.
@@ -292,16 +313,7 @@ impl Answer {
         let (Some(subject), Some(sequence)) = (subject, sequence) else {
             return Err(Error::Unreadable("a stored message"));
         };
-        self.found.push(Stored {
-            subject: subject.into(),
-            sequence,
-            traceparent,
-            origin: Origin::of(message_id, traceparent),
-            is_removed,
-            // Copied: the connection's buffer must not be kept for as long as what is read.
-            payload: Bytes::copy_from_slice(payload),
-            pending,
-        });
+        self.found.push(Stored::new(message, subject, sequence, pending));
         Ok(matches!(self.form, Form::One))
     }
 
@@ -313,27 +325,11 @@ impl Answer {
         if delivery.number != next + self.found.len() as u64 {
             return Err(Error::broker(WHAT)("a part of what was delivered was lost"));
         }
-        let (mut message_id, mut traceparent, mut is_removed) = (None, None, false);
-        for (name, value) in protocol::fields(message.headers) {
-            match name {
-                header::MESSAGE_ID => message_id = Some(value),
-                header::TRACEPARENT => traceparent = value.parse().ok(),
-                _ => is_removed |= REMOVALS.contains(&name),
-            }
-        }
         self.bytes +=
             [message.subject, message.reply, message.headers].map(str::len).iter().sum::<usize>()
                 + message.payload.len();
-        self.found.push(Stored {
-            subject: message.subject.into(),
-            sequence: delivery.sequence,
-            traceparent,
-            origin: Origin::of(message_id, traceparent),
-            is_removed,
-            // Copied, as above.
-            payload: Bytes::copy_from_slice(message.payload),
-            pending: delivery.pending,
-        });
+        let Delivery { sequence, pending, .. } = *delivery;
+        self.found.push(Stored::new(message, message.subject, sequence, pending));
         // Of these ends the broker says nothing, or only now and then.
         Ok(self.found.len() == most || delivery.pending == 0 || self.bytes >= MAX_BYTES)
     }

@@ -96,7 +96,7 @@ fn who_needs_only_what_is_kept_is_served_however_few_they_are_or_far_behind() {
     tail.restart(500_000);
     let (taken, first) = crowd.take(1_000_000, &tail, 0);
     assert_eq!(first, EventId(500_000));
-    assert_eq!(taken.iter().map(|reader| reader.after.0).collect::<Vec<_>>(), [900_000, 500_000]);
+    assert_eq!(taken.iter().map(|reader| reader.after.0).collect::<Vec<_>>(), [500_000, 900_000]);
     assert_eq!(crowd.waiting().readers.len(), 1);
 }
 
@@ -127,6 +127,15 @@ async fn what_took_long_to_read_is_kept_for_those_who_come_next() {
     };
     tokio::join!(reading, crowd.cool(), next);
     assert_eq!(crowd.tail.lock().await.from(), None, "nobody has come for some time");
+}
+
+#[test]
+fn who_came_first_is_read_for_first_however_far_behind_it_is() {
+    let (crowd, _answered) = crowd(&[[90].as_slice(), &[100; MOST]].concat());
+    let (taken, first) = crowd.take(100, &Tail::default(), 0);
+    assert_eq!((taken.len(), first), (MOST, EventId(90)));
+    assert_eq!(taken[0].after, EventId(90), "it has the turn: left out, it would read alone");
+    assert_eq!(crowd.waiting().readers.len(), 1);
 }
 
 #[test]
