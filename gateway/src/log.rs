@@ -241,7 +241,8 @@ impl EventLog {
         stored.map(drop).map_err(Error::broker("store a cursor"))
     }
 
-    /// Reads up to `limit` events after `after`. A read `goes_on` where another has left something.
+    /// Reads up to `limit` events after `after`. A read `goes_on` where another has left something. Once its reader is `gone`
+    /// it may be given up.
     ///
     /// # Errors
     /// If the broker fails.
@@ -251,6 +252,7 @@ impl EventLog {
         after: EventId,
         limit: usize,
         goes_on: bool,
+        gone: impl Future<Output = ()>,
     ) -> Result<Fetched, Error> {
         let limit = limit.min(MAX_EVENTS);
         let (subject, stream) =
@@ -258,7 +260,7 @@ impl EventLog {
         let log = Log { stream, subject: &subject, after, limit };
         let found = match self.turn(log).await? {
             Turn::Served(found) => found,
-            Turn::Alone(place) => self.read(log, goes_on, place).await?,
+            Turn::Alone(place) => self.read(log, goes_on, place, gone).await?,
         };
         let resync = if found.is_there || self.reaches_back(stream, after, found.later).await? {
             None

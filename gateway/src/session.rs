@@ -22,6 +22,7 @@ use herald_proto::{
 use serde_json::value::to_raw_value;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
+    sync::oneshot,
     time::timeout,
 };
 use tokio_tungstenite::tungstenite::Message;
@@ -175,8 +176,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                         let (log, user) = (self.shared.log.clone(), self.identity.user.clone());
                         // A task of its own: a read that has its turn must go on while this session writes to
                         // a client that does not read, for others wait for theirs.
-                        let read = async move { log.fetch(&user, after, limit, goes_on).await };
-                        fetching = Some(tokio::spawn(read)).into();
+                        let (mut answer, answered) = oneshot::channel();
+                        tokio::spawn(async move {
+                            let gone = answer.closed();
+                            let fetched = log.fetch(&user, after, limit, goes_on, gone).await;
+                            // Nobody may wait for it any more.
+                            let _ = answer.send(fetched);
+                        });
+                        fetching = Some(answered).into();
                     }
                     Step::Close(code, reason) => return Some((code, reason)),
                 }

@@ -19,9 +19,10 @@ use herald_tests::{
         usage::Watched,
         wire::{self, Frame, Id},
     },
+    proxy::{Mode, Proxy},
 };
 use serde_json::{Value, json};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// How long everything together may take at most: far longer than it does.
 const GENEROUS: Duration = Duration::from_secs(120);
@@ -333,6 +334,48 @@ async fn who_was_away_for_so_long_that_events_were_dropped_is_told_however_many_
         ensure!(first["eventType"] == "resync", "{missed}: {first}");
     }
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_lies_far_back_is_not_read_for_those_who_are_gone() -> Result<()> {
+    // Fewer than make a crowd.
+    const USERS: u64 = 7;
+    const MISSED: u64 = 20;
+    const BETWEEN: u64 = 1000;
+    let cluster = Cluster::start(Backend::Sqlite, Options::of(1, 1)).await?;
+    let broker = jetstream::new(async_nats::connect(cluster.broker.url()).await?);
+    let proxy = Proxy::start(cluster.broker.address()).await?;
+    let nats = format!("nats://{}", proxy.address());
+    let gateway =
+        cluster.gateway_process("gateway", &["--sweep", "1h", "--nats-url", &nats]).await?;
+    let url = format!("ws://{}/ws", gateway.address);
+    let users: Vec<String> = (0..USERS).map(|n| format!("away-{n}")).collect();
+    for user in &users {
+        Connection::login(&url, user).await?.close().await;
+    }
+    let others = |n| (1..=BETWEEN).map(move |other| ("bystander", n * BETWEEN + other));
+    let all = |n| users.iter().map(move |user| (&**user, n));
+    fill_all(&broker, (1..=MISSED).flat_map(|n| all(n).chain(others(n))), 10).await?;
+    let (mut gets, _client) = direct_gets(&cluster).await?;
+    let is_read = |get: &async_nats::Message| {
+        serde_json::from_slice(&get.payload).is_ok_and(|get: Value| get["next_by_subj"].is_string())
+    };
+    // An event takes as long as if it were read from a slow disk.
+    proxy.set(Mode::Delay(Duration::from_millis(20)));
+    let come_back = users.iter().map(|user| Connection::connect(&url, user, "default"));
+    let devices = try_join_all(come_back).await?;
+    timeout(GENEROUS, async { while !gets.next().await.as_ref().is_some_and(is_read) {} }).await?;
+    for device in devices {
+        device.close().await;
+    }
+    eventually("nothing is read any more", Duration::from_secs(4), async || {
+        while gets.next().now_or_never().is_some() {}
+        sleep(Duration::from_millis(500)).await;
+        let read = gets.next().now_or_never().flatten();
+        ensure!(!read.as_ref().is_some_and(is_read), "{read:?}");
+        Ok(())
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

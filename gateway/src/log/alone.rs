@@ -42,12 +42,16 @@ impl EventLog {
         log: Log<'_>,
         goes_on: bool,
         place: SemaphorePermit<'_>,
+        gone: impl Future<Output = ()>,
     ) -> Result<Found, Error> {
         let extent = self.recent_extent(log.stream).await?;
         if extent.last.saturating_sub(log.after.0) > NEAR {
             // Those who have little to read need not wait for it.
             drop(place);
-            return self.read_far(log).await;
+            return tokio::select! {
+                found = self.read_far(log) => found,
+                () = gone => Err(Error::Silent("read a log for one that is gone")),
+            };
         }
         if !goes_on && let Some(found) = self.read_few(log).await? {
             return Ok(found);
