@@ -315,8 +315,9 @@ async fn sweep(
     let mut tick = tokio::time::interval(every.min(SWEEP_LOOK));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut swept_at, mut connects, mut again) = (Instant::now(), (0, 0), false);
-    // Where logs had come to before all were compared last, and before those came who are new now: what is older, they have.
-    let (mut compared, mut known) = (log.reached_by_all(), log.reached_by_all());
+    // Where logs had come to when all were compared last, and the time before: what is older than that, all have, even if
+    // a replica answered that lagged.
+    let (mut last, mut before) = (log.reached_by_all(), log.reached_by_all());
     loop {
         tokio::select! {
             _ = tick.tick() => {}
@@ -325,27 +326,25 @@ async fn sweep(
         // After a lost connection the taps have certainly missed what came meanwhile.
         let connected = (client.statistics().connects.load(Ordering::Relaxed), tap.connects());
         let is_new = std::mem::replace(&mut connects, connected) != connected;
+        let (is_due, reached) = (swept_at.elapsed() >= every, log.reached_by_all());
         // A server that has confirmed a tap may not have told the others of its cluster yet: who is new is looked at
         // once more.
-        let reached = log.reached_by_all();
         let newcomers = registry.newcomers();
-        let all = is_new || again || swept_at.elapsed() >= every;
-        let (users, since) = if all {
+        let users = if is_new || again || is_due {
             swept_at = Instant::now();
-            (registry.users(), &compared)
+            registry.users()
         } else {
-            (newcomers, &known)
+            newcomers
         };
         again = is_new;
-        match compare(&log, &registry, &users, since).await {
-            Ok(()) if all => compared.clone_from(&reached),
+        match compare(&log, &registry, &users, &before).await {
+            Ok(()) if is_due => before = std::mem::replace(&mut last, reached),
             Ok(()) => {}
             Err(error) => {
                 tracing::warn!(%error, "logs can't be compared, trying again");
                 again = true;
             }
         }
-        known = reached;
     }
 }
 
