@@ -379,8 +379,8 @@ async fn what_lies_far_back_is_not_read_for_those_who_are_gone() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_not_heard_live_is_found_by_a_sweep_which_asks_for_nothing_older_than_the_last()
--> Result<()> {
+async fn what_is_not_heard_live_is_found_by_a_sweep_which_asks_for_nothing_long_known() -> Result<()>
+{
     let options = Options::of(1, 1).gateway_flags(&["--sweep", "1s"]);
     let cluster = Cluster::start(Backend::Sqlite, options).await?;
     let broker = jetstream::new(async_nats::connect(cluster.broker.url()).await?);
