@@ -1,6 +1,6 @@
 //! Users' event logs and devices' cursors, as the broker keeps them.
 //!
-//! A device's log is read by batched direct gets (ADR-31), a crowd's by a consumer. Any replica may answer: a read can lag
+//! A device's log is read by direct gets (ADR-31), a crowd's by a consumer. Any replica may answer: a read can lag
 //! behind a live event, so a session subscribes first, reads then, and merges by id.
 
 use std::{
