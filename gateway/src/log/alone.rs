@@ -66,20 +66,32 @@ impl EventLog {
         Ok(self.reads.get(&subject::events(log.stream), &request).await?.pop())
     }
 
-    /// Reads all of a user's events if they are few and small: `None` if they are not.
-    async fn read_few(&self, log: Log<'_>) -> Result<Option<Found>, Error> {
-        let Log { after, limit, .. } = log;
-        let (mut events, mut last, mut bytes) = (Vec::new(), after.0, 0);
-        while let Some(event) = self.next(log, last + 1).await? {
+    /// Reads a user's next events one by one, at most so many; returns too whether there are more, as far as is known. Where
+    /// the broker has to read from disk, it is left alone for as long as that took.
+    async fn one_by_one(&self, log: Log<'_>, most: usize) -> Result<(Vec<Stored>, bool), Error> {
+        let (mut events, mut last, mut bytes) = (Vec::new(), log.after.0, 0);
+        while events.len() < most && bytes < MAX_BYTES {
+            let asked_at = Instant::now();
+            let Some(event) = self.next(log, last + 1).await? else { return Ok((events, false)) };
+            let took = asked_at.elapsed();
             (last, bytes) = (event.sequence, bytes + event.payload.len());
             events.push(event);
-            if events.len() >= FEW.min(limit) || bytes >= MAX_BYTES {
-                return Ok(None);
+            if took > MOMENT {
+                sleep(took.min(LONGEST)).await;
             }
+        }
+        Ok((events, true))
+    }
+
+    /// Reads all of a user's events if they are few and small: `None` if they are not.
+    async fn read_few(&self, log: Log<'_>) -> Result<Option<Found>, Error> {
+        let (events, more) = self.one_by_one(log, FEW.min(log.limit)).await?;
+        if more {
+            return Ok(None);
         }
         let is_there = self.is_there(log).await?;
         let later = events.len() as u64;
-        Ok(Some(Found { events, is_there, later, more: false }))
+        Ok(Some(Found { events, is_there, later, more }))
     }
 
     /// Whether the event that is read from is there. Asked for last: its presence proves that nothing after it had been
@@ -94,22 +106,7 @@ impl EventLog {
         let crowd =
             self.crowds.get(usize::from(log.stream)).ok_or(Error::Unreadable("a stream"))?;
         let _turn = crowd.far.acquire().await.map_err(Error::broker("read a log"))?;
-        let (mut events, mut last, mut bytes) = (Vec::new(), log.after.0, 0);
-        let mut more = false;
-        loop {
-            let asked_at = Instant::now();
-            let Some(event) = self.next(log, last + 1).await? else { break };
-            let took = asked_at.elapsed();
-            (last, bytes) = (event.sequence, bytes + event.payload.len());
-            events.push(event);
-            if took > MOMENT {
-                sleep(took.min(LONGEST)).await;
-            }
-            more = events.len() >= log.limit || bytes >= MAX_BYTES;
-            if more {
-                break;
-            }
-        }
+        let (events, more) = self.one_by_one(log, log.limit).await?;
         let is_there = self.is_there(log).await?;
         // Where the one that was read from has been dropped, so have all before it: the others come after it.
         let is_known = is_there || !more;
