@@ -76,8 +76,12 @@ async fn devices_come_in_come_back_and_catch_up() -> Result<()> {
         ensure!(window == "during" || figure(&report, &name)? > 0.0, "{report}");
     }
     for mode in ["--mode=reconnect", "--mode=catch-up"] {
-        let report = run(&[&[mode, "--connections=20"], &chat[..]].concat(), &urls).await?;
-        ensure!(figure(&report, "events taken in all")?.round() == 60.0, "{report}");
+        for (crowd, events) in
+            [(&["--connections=20"][..], 60.0), (&["--connections=20", "--returning=2"], 6.0)]
+        {
+            let report = run(&[&[mode], crowd, &chat[..]].concat(), &urls).await?;
+            ensure!(figure(&report, "events taken in all")?.round() == events, "{report}");
+        }
     }
     Ok(())
 }

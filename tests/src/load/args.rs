@@ -81,6 +81,10 @@ pub struct Args {
     /// How many events wait for each device in `reconnect` and `catch-up`.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub events: u32,
+    /// How many of those devices come back in `reconnect` and `catch-up`: the events of the others lie between theirs.
+    /// [default: all]
+    #[arg(long)]
+    pub returning: Option<NonZeroU32>,
     /// How many events each device has acked before that: one that never had any is dearer to catch up.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(0..=100_000))]
     pub acked: u32,
@@ -124,6 +128,11 @@ impl Args {
         };
         let logins = self.logins.map_or(default, NonZeroU32::get);
         usize::try_from(logins).unwrap_or(usize::MAX)
+    }
+
+    /// How many devices come back.
+    pub fn returning(&self) -> u32 {
+        self.returning.map_or(self.connections, NonZeroU32::get).min(self.connections)
     }
 
     /// What grows.

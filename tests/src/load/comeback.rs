@@ -34,7 +34,7 @@ use super::{
 /// If something could not be set up, or a measured process is gone.
 pub async fn run(args: &Args, target: &Target) -> Result<Measured> {
     let urls = target.urls.as_slice();
-    let crowd = logins(args, urls)?;
+    let mut crowd = logins(args, urls)?;
     // A new device's log begins when it first connects.
     for device in come_in(args, &crowd).await? {
         device.close().await;
@@ -50,6 +50,9 @@ pub async fn run(args: &Args, target: &Target) -> Result<Measured> {
         lives = returned.into_iter().map(|device| device.arrivals).collect();
     }
     fill::run(args, urls, &users, args.events).await?;
+    let returning = usize::try_from(args.returning())?;
+    crowd.truncate(returning);
+    lives.truncate(returning);
     let aside = Aside::begin(args, target).await?;
     // They get what waits for them, and have not acked it when their connections are lost.
     let connected = match args.mode {
@@ -129,7 +132,7 @@ fn told(args: &Args, begun: Instant, returned: &[Returned]) -> Result<Measured> 
     let last = returned.iter().map(|device| device.caught_up_at).max().context("nobody")?;
     let in_at = returned.iter().filter_map(|device| device.in_at).max().unwrap_or(last);
     let events: u64 = returned.iter().map(|device| device.events).sum();
-    let expected = u64::from(args.connections) * u64::from(args.events);
+    let expected = u64::from(args.returning()) * u64::from(args.events);
     let seconds = (last - begun).as_secs_f64();
     let complete = returned.iter().filter(|device| device.events == u64::from(args.events));
     let mut figures = vec![
