@@ -83,6 +83,9 @@ async fn devices_come_in_come_back_and_catch_up() -> Result<()> {
             ensure!(figure(&report, "events taken in all")?.round() == events, "{report}");
         }
     }
+    let too_many = ["--mode=catch-up", "--connections=2", "--returning=3"];
+    let error = run(&too_many, &urls).await.err().context("more come back than there are")?;
+    ensure!(error.to_string().contains("--returning"), "{error:#}");
     Ok(())
 }
 

@@ -132,7 +132,7 @@ impl Args {
 
     /// How many devices come back.
     pub fn returning(&self) -> u32 {
-        self.returning.map_or(self.connections, NonZeroU32::get).min(self.connections)
+        self.returning.map_or(self.connections, NonZeroU32::get)
     }
 
     /// What grows.

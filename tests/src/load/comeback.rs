@@ -31,8 +31,9 @@ use super::{
 /// Lets the devices come back and measures until the last has caught up, or nothing more comes.
 ///
 /// # Errors
-/// If something could not be set up, or a measured process is gone.
+/// If something could not be set up, a measured process is gone, or more are to come back than there are.
 pub async fn run(args: &Args, target: &Target) -> Result<Measured> {
+    ensure!(args.returning() <= args.connections, "--returning is more than --connections");
     let urls = target.urls.as_slice();
     let mut crowd = logins(args, urls)?;
     // A new device's log begins when it first connects.
