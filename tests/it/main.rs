@@ -26,6 +26,7 @@ macro_rules! on_both {
 }
 
 mod catchup;
+mod commit;
 mod counts;
 mod cycle;
 mod deadletter;

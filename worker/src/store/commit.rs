@@ -4,7 +4,10 @@
 use sea_orm::{
     DatabaseConnection, DbErr, RuntimeErr, SqliteTransactionMode, SqlxError, TransactionOptions,
     TransactionTrait,
-    sqlx::{self, AssertSqlSafe, PgConnection, Postgres, pool::PoolConnection},
+    sqlx::{
+        self, AssertSqlSafe, Encode, PgConnection, Postgres, Type, pool::PoolConnection,
+        postgres::PgArguments, query::Query,
+    },
 };
 use serde::Serialize;
 
@@ -48,8 +51,25 @@ pub(super) async fn writer(db: &DatabaseConnection) -> Result<PoolConnection<Pos
     connection.map_err(|error| Error::Database(database(error)))
 }
 
-fn column<'a, R, T>(rows: &'a [R], value: impl Fn(&'a R) -> T) -> Vec<T> {
-    rows.iter().map(value).collect()
+/// A statement for any number of rows, or for one of each kind.
+struct Statement<'q> {
+    query: Query<'q, Postgres, PgArguments>,
+    is_single: bool,
+}
+
+impl<'q> Statement<'q> {
+    /// Binds the rows' next column: an array, or the one row's value.
+    fn bind<R, T>(mut self, rows: &'q [R], value: impl Fn(&'q R) -> T) -> Self
+    where
+        T: Encode<'q, Postgres> + Type<Postgres> + 'q,
+        Vec<T>: Encode<'q, Postgres> + Type<Postgres> + 'q,
+    {
+        self.query = match rows {
+            [row] if self.is_single => self.query.bind(value(row)),
+            rows => self.query.bind(rows.iter().map(value).collect::<Vec<_>>()),
+        };
+        self
+    }
 }
 
 fn database(error: SqlxError) -> DbErr {
@@ -83,51 +103,54 @@ impl Changes {
     ) -> Result<(), Error> {
         let Self { moves, messages, erased, .. } = self;
         let counters = self.counters();
-        let text = match (messages.is_empty(), erased.is_empty()) {
-            (true, true) => &sql.commit.counters,
-            (false, true) => &sql.commit.messages,
-            (_, false) => &sql.commit.erased,
+        let is_single =
+            (moves.len(), counters.len()) == (1, 1) && messages.len() <= 1 && erased.is_empty();
+        let text = match (is_single, messages.is_empty(), erased.is_empty()) {
+            (true, true, _) => &sql.commit.one_chat,
+            (true, false, _) => &sql.commit.one_message,
+            (false, true, true) => &sql.commit.counters,
+            (false, false, true) => &sql.commit.messages,
+            (false, _, false) => &sql.commit.erased,
         };
-        let mut statement = sqlx::query(AssertSqlSafe(text.as_str()))
-            .bind(column(moves, |step| i64::from(step.id)))
-            .bind(column(moves, |step| step.epoch))
-            .bind(column(moves, |step| step.expected_epoch))
-            .bind(column(moves, |step| step.expected))
-            .bind(column(moves, |step| step.applied))
-            .bind(column(moves, |step| step.seen_at))
-            .bind(column(moves, |step| step.moved_at))
-            .bind(column(moves, |step| step.events.as_str()))
-            .bind(column(&counters, |chat| chat.id))
-            .bind(column(&counters, |chat| chat.last))
-            .bind(column(&counters, |chat| chat.a_last_sent))
-            .bind(column(&counters, |chat| chat.a_read))
-            .bind(column(&counters, |chat| chat.a_delivered))
-            .bind(column(&counters, |chat| chat.a_missed))
-            .bind(column(&counters, |chat| chat.b_last_sent))
-            .bind(column(&counters, |chat| chat.b_read))
-            .bind(column(&counters, |chat| chat.b_delivered))
-            .bind(column(&counters, |chat| chat.b_missed))
-            .bind(column(&counters, |chat| chat.updated_at));
+        let query = sqlx::query(AssertSqlSafe(text.as_str()));
+        let mut statement = Statement { query, is_single }
+            .bind(moves, |step| i64::from(step.id))
+            .bind(moves, |step| step.epoch)
+            .bind(moves, |step| step.expected_epoch)
+            .bind(moves, |step| step.expected)
+            .bind(moves, |step| step.applied)
+            .bind(moves, |step| step.seen_at)
+            .bind(moves, |step| step.moved_at)
+            .bind(moves, |step| step.events.as_str())
+            .bind(&counters, |chat| chat.id)
+            .bind(&counters, |chat| chat.last)
+            .bind(&counters, |chat| chat.a_last_sent)
+            .bind(&counters, |chat| chat.a_read)
+            .bind(&counters, |chat| chat.a_delivered)
+            .bind(&counters, |chat| chat.a_missed)
+            .bind(&counters, |chat| chat.b_last_sent)
+            .bind(&counters, |chat| chat.b_read)
+            .bind(&counters, |chat| chat.b_delivered)
+            .bind(&counters, |chat| chat.b_missed)
+            .bind(&counters, |chat| chat.updated_at);
         if !(messages.is_empty() && erased.is_empty()) {
             statement = statement
-                .bind(column(messages, |message| message.chat_id))
-                .bind(column(messages, |message| message.message_id))
-                .bind(column(messages, |message| message.from_a))
-                .bind(column(messages, |message| message.sender.as_str()))
-                .bind(column(messages, |message| message.client_message_id.as_str()))
-                .bind(column(messages, |message| message.digest))
-                .bind(column(messages, |message| message.sent_at))
-                .bind(column(messages, |message| message.stored_at))
-                .bind(column(messages, |message| message.body.as_deref()))
-                .bind(column(messages, |message| message.attachments.as_deref()))
-                .bind(column(messages, |message| message.deleted));
+                .bind(messages, |message| message.chat_id)
+                .bind(messages, |message| message.message_id)
+                .bind(messages, |message| message.from_a)
+                .bind(messages, |message| message.sender.as_str())
+                .bind(messages, |message| message.client_message_id.as_str())
+                .bind(messages, |message| message.digest)
+                .bind(messages, |message| message.sent_at)
+                .bind(messages, |message| message.stored_at)
+                .bind(messages, |message| message.body.as_deref())
+                .bind(messages, |message| message.attachments.as_deref())
+                .bind(messages, |message| message.deleted);
         }
         if !erased.is_empty() {
-            statement = statement
-                .bind(column(erased, |place| place.0))
-                .bind(column(erased, |place| place.1));
+            statement = statement.bind(erased, |place| place.0).bind(erased, |place| place.1);
         }
-        let written = statement.execute(connection).await;
+        let written = statement.query.execute(connection).await;
         written.map(drop).map_err(|error| Error::from_commit(database(error)))
     }
 

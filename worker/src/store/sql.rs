@@ -1,6 +1,9 @@
 //! The batch statements. Each takes its rows as ONE parameter, a JSON array of objects, so that a statement's text
 //! never depends on the size of the batch and stays prepared. Only how an array becomes rows differs by database.
-//! PostgreSQL's commit, which every batch runs, takes an array for each column instead: reading JSON was the most of it.
+//! PostgreSQL's commit, which every batch runs, takes an array for each column instead, or a value: reading JSON was the
+//! most of it.
+
+use std::ops::RangeFrom;
 
 use sea_orm::DbBackend;
 
@@ -164,21 +167,35 @@ impl Sql {
     }
 }
 
-/// One statement for all that a batch writes, in three sizes: PostgreSQL prepares to run every part of a statement, also
-/// one without rows, and for a small batch that is most of what it does. An array for each column.
+/// One statement for all that a batch writes, in sizes: PostgreSQL prepares to run every part of a statement, also one
+/// without rows, and for a small batch that is most of what it does.
 pub(super) struct Commit {
-    /// The columns of `MOVES` and `COUNTERS`, in this order.
+    /// For one partition's move and one chat's counters, a parameter for each column: most batches, unless there is much
+    /// to do, and a third cheaper so.
+    pub(super) one_chat: String,
+    /// And one message with them.
+    pub(super) one_message: String,
+    /// For any number of moves and counters, an array for each column.
     pub(super) counters: String,
-    /// And then those of `MESSAGES`.
+    /// And of messages.
     pub(super) messages: String,
-    /// And then those of `PLACES`.
+    /// And of messages to be erased.
     pub(super) erased: String,
 }
 
 impl Commit {
+    /// The parameters are the columns of `MOVES` and `COUNTERS`, then of `MESSAGES`, then of `PLACES`, as far as a
+    /// statement takes them.
     fn new() -> Self {
+        let [one_chat, one_message, _] = Self::sizes(row, "1");
+        let [counters, messages, erased] = Self::sizes(arrays, "cardinality($1)");
+        Self { one_chat, one_message, counters, messages, erased }
+    }
+
+    /// The statement without messages, with messages, and with those to be erased.
+    fn sizes(rows: fn(&mut Parameters, &[Column]) -> String, moves: &str) -> [String; 3] {
         let mut parameters = 1..;
-        let mut rows = |columns: &[Column]| arrays(&mut parameters, columns);
+        let mut rows = |columns: &[Column]| rows(&mut parameters, columns);
         let moved = move_partitions(&rows(&MOVES));
         let counted = update_chats(&rows(&COUNTERS));
         let stored = insert_messages(&rows(&MESSAGES));
@@ -187,12 +204,14 @@ impl Commit {
         let messages = format!("{counters}, stored AS ({stored})");
         let erased = format!("{messages}, erased AS ({erased})");
         // If a partition has not moved, this divides by zero.
-        let whole = |parts| {
-            format!("{parts} SELECT 1 / ((SELECT count(*) FROM moved) = cardinality($1))::int")
-        };
-        Self { counters: whole(counters), messages: whole(messages), erased: whole(erased) }
+        [counters, messages, erased].map(|parts| {
+            format!("{parts} SELECT 1 / ((SELECT count(*) FROM moved) = {moves})::int")
+        })
     }
 }
+
+/// The numbers of PostgreSQL's parameters that are not used yet.
+type Parameters = RangeFrom<u8>;
 
 /// How many times `FRAMES` may lose its newest frames and count the same sequences again, before its partitions' epochs
 /// would be taken for another stream's: one millisecond, in nanoseconds.
@@ -249,7 +268,7 @@ fn rows(backend: DbBackend, columns: &[Column]) -> String {
 ///
 /// Each array that `unnest` takes is laid down in a store of its own before its first element is seen, which for a small
 /// batch is most of the work. So it takes only what can't be read by place at once: texts, or else the first column.
-fn arrays(parameters: &mut impl Iterator<Item = u8>, columns: &[Column]) -> String {
+fn arrays(parameters: &mut Parameters, columns: &[Column]) -> String {
     let has_text = columns.iter().any(|(_, kind)| matches!(kind, Text));
     let (mut unnested, mut names, mut all) = (Vec::new(), Vec::new(), Vec::new());
     for ((name, kind), parameter) in columns.iter().zip(parameters) {
@@ -264,6 +283,18 @@ fn arrays(parameters: &mut impl Iterator<Item = u8>, columns: &[Column]) -> Stri
     }
     let (all, unnested, names) = (all.join(", "), unnested.join(", "), names.join(", "));
     format!("(SELECT {all} FROM unnest({unnested}) WITH ORDINALITY AS a({names}, place))")
+}
+
+/// PostgreSQL's next parameters, one row's columns, as a table expression that the planner sees through.
+fn row(parameters: &mut Parameters, columns: &[Column]) -> String {
+    let columns: Vec<String> = columns
+        .iter()
+        .zip(parameters)
+        .map(|((name, kind), parameter)| {
+            format!("${parameter}::{} AS \"{name}\"", in_postgres(*kind))
+        })
+        .collect();
+    format!("(SELECT {})", columns.join(", "))
 }
 
 fn list(columns: &[Column], each: impl Fn(&str, Type) -> String) -> String {
